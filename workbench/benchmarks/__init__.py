@@ -1,0 +1,10 @@
+BENCHMARKS: dict[str, str] = {
+    "detector": "workbench.benchmarks.detector:bench_detector",
+    "base": "workbench.benchmarks.base:bench_base",
+    "align": "workbench.benchmarks.align:bench_align",
+    "overhead": "workbench.benchmarks.overhead:bench_overhead",
+    "startup": "workbench.benchmarks.startup:bench_startup",
+    "page": "workbench.benchmarks.page:bench_page",
+    "samplers": "workbench.benchmarks.samplers:bench_samplers",
+}
+"""Each benchmark by name as module:function; a module is imported only when its benchmark runs. The function returns its figures."""
