@@ -1,0 +1,260 @@
+"""A run's whole configuration as one frozen object, and the presets that people start from."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Union
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from workbench.contracts import Extension
+from workbench.models import MODELS
+from workbench.rewards import REWARDS
+from workbench.samplers import SAMPLERS
+from workbench.tasks import TASKS
+
+
+def _choice(registry: Mapping[str, type[Extension]]) -> Any:
+    """The union of a registry's classes, told apart by `name`."""
+    members = tuple(registry.values())
+    return members[0] if len(members) == 1 else Annotated[Union[members], Field(discriminator="name")]  # noqa: UP007
+
+
+class Settings(BaseModel):
+    """A frozen, closed group of settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class WeightedReward(Settings):
+    reward: _choice(REWARDS) = Field(description="what is scored")  # type: ignore[valid-type]
+    weight: float = Field(1.0, description="its share in the sum that is trained on")
+
+
+class RolloutConfig(Settings):
+    """How samples are drawn for training."""
+
+    steps: int = Field(4, ge=2, le=64, description="steps of a rollout; the last one is deterministic and never trained")
+    shift: float = Field(4.0, ge=1, le=12, description="shift of the time grid toward noise; 1 is uniform")
+    mode: Literal["branch", "all"] = Field(
+        "branch", description="branch: one stochastic step, its children share one mean; all: every step but the last is stochastic"
+    )
+    completion: Literal["jump", "compose"] = Field("jump", description="how a branched child reaches the data: in one jump, or step by step")
+    antithetic: bool = Field(True, description="draw branching noise in pairs (xi, -xi), which removes the even part of the variance")
+    shared_noise: bool = Field(False, description="all samples of a group start from one initial noise (seed groups); branching always does")
+
+
+class GRPOConfig(Settings):
+    """Group-relative policy optimisation."""
+
+    groups: int = Field(64, ge=1, description="prompts per iteration, over all processes")
+    group_size: int = Field(8, ge=2, description="samples that are compared with one another; at least 2")
+    epochs: int = Field(1, ge=1, le=16, description="passes over one batch of rollouts")
+    advantage_std: Literal["group", "global"] = Field("group", description="whose spread the advantage is divided by")
+    std_floor: float = Field(1e-4, ge=0, description="added to that spread, so that near-constant groups are not amplified")
+    advantage_clip: float = Field(5.0, gt=0, description="largest absolute advantage")
+    clip_range: float = Field(1e-4, gt=0, description="trust region of the ratio, whose log-probability is a mean over dimensions")
+    kl_weight: float = Field(0.02, ge=0, description="weight of the Gaussian KL to the reference, a mean over dimensions")
+    step_weights: Literal["uniform", "noise"] = Field("uniform", description="noise: weigh each step by its standard deviation (TempFlow-GRPO)")
+    ratio_norm: bool = Field(False, description="centre and rescale the log-ratio at every step (GRPO-Guard)")
+
+
+class OptimizerConfig(Settings):
+    """AdamW and the averaging of weights."""
+
+    learning_rate: float = Field(3e-4, gt=0, le=1, description="step size after warm-up")
+    warmup: int = Field(5, ge=0, description="iterations of linear warm-up")
+    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the gradient's average")
+    beta2: float = Field(0.99, ge=0, lt=1, description="decay of the squared gradient's average")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+    ema_decay: float = Field(0.9, ge=0, lt=1, description="decay of the averaged weights that evaluation uses; 0 evaluates the raw policy")
+
+
+class AdapterConfig(Settings):
+    """What is trained: all weights, or low-rank adapters on them."""
+
+    kind: Literal["full", "lora"] = Field("full", description="full: every weight, with a second copy as reference; lora: adapters")
+    rank: int = Field(16, ge=1, le=512, description="rank of the adapters")
+    alpha: float = Field(32.0, gt=0, description="scale of the adapters, applied as alpha / rank")
+
+
+class EvaluationConfig(Settings):
+    """Held-out prompts, deterministic sampler, averaged weights."""
+
+    every: int = Field(20, ge=1, description="iterations between evaluations")
+    images: int = Field(256, ge=8, description="images at each evaluation during training")
+    final_images: int = Field(512, ge=8, description="images before the first and after the last update")
+    group_size: int = Field(8, ge=2, description="samples per prompt, over which diversity is measured")
+    steps: tuple[int, ...] = Field((1, 2, 4, 8), min_length=1, description="sampling steps reported before and after; during training only the rollout's")
+    seed: int = Field(20_000, description="seed of the evaluation noise, the same before, during and after")
+    preview: int = Field(24, ge=1, le=256, description="images kept of each evaluation")
+
+
+class GuardConfig(Settings):
+    """When a run pauses by itself, keeping its last good checkpoint."""
+
+    max_kl: float = Field(10.0, gt=0, description="pause when the mean KL to the reference exceeds this (per dimension)")
+    collapse: float = Field(0.2, ge=0, le=1, description="pause when the held-out reward falls below this share of the base's; 0 never")
+
+
+class RecordConfig(Settings):
+    """What a run leaves behind besides its numbers, which are all kept."""
+
+    groups_shown: int = Field(8, ge=0, le=64, description="groups whose images are kept of each recorded iteration")
+    rollouts_every: int = Field(1, ge=1, description="iterations between recorded groups")
+    rollouts_kept: int = Field(500, ge=2, description="most group pictures kept; older ones are thinned, first and last stay")
+    checkpoint_every: int = Field(25, ge=1, description="iterations between checkpoints")
+    checkpoints_kept: int = Field(3, ge=1, description="recent checkpoints kept, besides the first and the best")
+
+
+class ComputeConfig(Settings):
+    """Where and in which portions the work is done; none of it changes the mathematics."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto takes an accelerator where there is one")
+    precision: Literal["no", "bf16", "fp16"] = Field("no", description="mixed precision of the network; log-probabilities stay float32")
+    sample_batch: int = Field(512, ge=1, description="images per forward pass of a rollout")
+    train_batch: int = Field(64, ge=1, description="states per forward and backward pass of an update")
+    processes: int = Field(1, ge=1, description="processes the run expects; refuses to start with another number")
+    threads: int = Field(0, ge=0, description="CPU threads of the process; 0 leaves the library's choice")
+
+
+class RunConfig(Settings):
+    """Everything that a run depends on."""
+
+    title: str = Field("Align shapes", max_length=120, description="name shown on the page")
+    seed: int = Field(0, ge=0, description="every random number of the run follows from it")
+    iterations: int = Field(120, ge=1, description="policy updates")
+    task: _choice(TASKS) = Field(default_factory=TASKS["shapes"], description="prompts and domain")  # type: ignore[valid-type]
+    model: _choice(MODELS) = Field(default_factory=MODELS["shapes"], description="the generator that is aligned")  # type: ignore[valid-type]
+    sampler: _choice(SAMPLERS) = Field(default_factory=SAMPLERS["asfmc"], description="transition kernel of the rollouts")  # type: ignore[valid-type]
+    rewards: tuple[WeightedReward, ...] = Field(
+        default_factory=lambda: _rewards(shapes_dense=0.5, shapes_exact=0.5, shapes_fidelity=0.2),
+        min_length=1,
+        description="what is trained on, as a weighted sum",
+    )
+    rollout: RolloutConfig = RolloutConfig()
+    grpo: GRPOConfig = GRPOConfig(std_floor=0.05)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    guard: GuardConfig = GuardConfig()
+    record: RecordConfig = RecordConfig()
+    compute: ComputeConfig = ComputeConfig()
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "RunConfig":
+        if self.sampler.name == "ode" or getattr(self.sampler, "noise", 1.0) == 0:
+            stochastic = ", ".join(name for name in SAMPLERS if name != "ode")
+            raise ValueError(f"sampler {self.sampler.name!r} draws no noise, so GRPO has no ratio to train; use noise > 0 with one of: {stochastic}")
+        if self.rollout.antithetic and self.rollout.mode == "branch" and self.grpo.group_size % 2:
+            raise ValueError(f"antithetic noise comes in pairs: grpo.group_size must be even, got {self.grpo.group_size}")
+        if self.grpo.groups % self.compute.processes:
+            raise ValueError(f"grpo.groups = {self.grpo.groups} does not divide over compute.processes = {self.compute.processes}")
+        names = [weighted.reward.name for weighted in self.rewards]
+        if len(set(names)) < len(names):
+            raise ValueError(f"each reward may appear once, got {', '.join(names)}")
+        if not any(weighted.weight for weighted in self.rewards):
+            raise ValueError("every reward has weight 0; give at least one a weight")
+        return self
+
+
+def _rewards(**weights: float) -> tuple[WeightedReward, ...]:
+    return tuple(WeightedReward(reward=REWARDS[name](), weight=weight) for name, weight in weights.items())
+
+
+PRESETS: dict[str, RunConfig] = {
+    "shapes": RunConfig(),
+    "shapes_all_steps": RunConfig(
+        title="Align shapes, every step stochastic",
+        rollout=RolloutConfig(mode="all"),
+        grpo=GRPOConfig(groups=12, std_floor=0.05),
+        optimizer=OptimizerConfig(learning_rate=1.5e-4),
+    ),
+    "shapes_flow_sde": RunConfig(
+        title="Align shapes with Flow-GRPO's SDE",
+        sampler=SAMPLERS["flow_sde"](),
+        rollout=RolloutConfig(mode="all"),
+        grpo=GRPOConfig(groups=12, std_floor=0.05),
+        optimizer=OptimizerConfig(learning_rate=1.5e-4),
+    ),
+    "shapes_lora": RunConfig(
+        title="Align shapes with LoRA",
+        adapter=AdapterConfig(kind="lora"),
+        optimizer=OptimizerConfig(learning_rate=1e-3),
+    ),
+    "shapes_hacked": RunConfig(
+        title="Reward hacking on purpose: no KL, no fidelity",
+        rewards=_rewards(shapes_dense=0.5, shapes_exact=0.5, shapes_fidelity=0.0),
+        grpo=GRPOConfig(kl_weight=0.0, std_floor=0.05),
+        optimizer=OptimizerConfig(learning_rate=5e-4),
+        iterations=200,
+    ),
+}
+"""Ready-made runs by name; every one trains on a laptop's CPU."""
+
+
+def configure(preset: str = "shapes", changes: Mapping[str, Any] | None = None) -> RunConfig:
+    """A preset with dotted changes applied, such as `{"grpo.group_size": 16, "sampler.name": "flow_sde"}`.
+
+    Values may be text as typed on a command line; they are read as YAML scalars, and `rewards.NAME` sets the weight of one
+    reward. Changing an extension's `name` starts it from its own defaults.
+
+    Raises: ValueError: one line for each mistake, naming the key, the value and what would be accepted.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; choose from: {', '.join(PRESETS)}")
+    values = PRESETS[preset].model_dump()
+    for key, value in sorted((changes or {}).items(), key=lambda item: not item[0].endswith(".name")):
+        _set(values, key, yaml.safe_load(value) if isinstance(value, str) else value)
+    return parse_config(values)
+
+
+def parse_config(values: Mapping[str, Any]) -> RunConfig:
+    """A validated configuration from its JSON form; errors are one line for each mistake."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ValueError("\n".join(_explain(values, item) for item in error.errors())) from None
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    if path == ["rewards"]:
+        _set_reward(values, last, value)
+        return
+    node: Any = values
+    for depth, part in enumerate(path):
+        if not isinstance(node, dict) or part not in node:
+            raise ValueError(_unknown(node, key, ".".join(path[: depth + 1])))
+        node = node[part]
+    if not isinstance(node, dict) or last not in node:
+        raise ValueError(_unknown(node, key, key))
+    if last == "name" and path and value != node["name"]:
+        node.clear()
+    node[last] = value
+
+
+def _set_reward(values: dict[str, Any], name: str, weight: Any) -> None:
+    if name not in REWARDS:
+        raise ValueError(f"unknown reward {name!r}; choose from: {', '.join(REWARDS)}")
+    for weighted in values["rewards"]:
+        if weighted["reward"]["name"] == name:
+            weighted["weight"] = weight
+            return
+    values["rewards"] = (*values["rewards"], {"reward": {"name": name}, "weight": weight})
+
+
+def _unknown(node: Any, key: str, at: str) -> str:
+    choices = ", ".join(node) if isinstance(node, dict) else "nothing: it is a single value"
+    return f"unknown setting {key!r} at {at!r}; choose from: {choices}"
+
+
+def _explain(values: Mapping[str, Any], item: Any) -> str:
+    """pydantic's error as one line: key, value, rule, and the choices where a name is wrong."""
+    where = ".".join(str(part) for part in item["loc"])
+    rule = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        return f"unknown setting {where!r}"
+    if not where:
+        return rule
+    return f"{where} = {item['input']!r}: {rule}"

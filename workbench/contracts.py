@@ -1,0 +1,129 @@
+"""What an extension must offer: flow maps, samplers, rewards, models and tasks.
+
+An extension is a frozen pydantic model: its constructor is its configuration. Its fields carry range, unit and help; the
+form, the command-line flag, the notebook parameter and the error message are all read from them.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from workbench.flow import Gaussian
+
+FlowMapKind = Literal["two_time", "single_time", "velocity"]
+
+
+class Extension(BaseModel):
+    """A frozen, closed configuration object; `name` selects it in a `RunConfig`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class FlowMap(Protocol):
+    """A flow map with its prompts bound: it carries x from time t to time s <= t.
+
+    `kind` says which calls are trained: "two_time" any pair, "single_time" only s = 0, "velocity" only `velocity`.
+    """
+
+    @property
+    def kind(self) -> FlowMapKind: ...
+
+    def __call__(self, x: "Tensor", t: float, s: float) -> "Tensor":
+        """psi(x, t, s) for x [N, ...] at time t; [N, ...], float32."""
+        ...
+
+    def velocity(self, x: "Tensor", t: float) -> "Tensor":
+        """v(x, t) = E[eps - x_0 | x_t = x]; [N, ...], float32."""
+        ...
+
+
+class Sampler(Extension):
+    """One transition kernel p(x_s | x_t). `noise` is the kernel's own noise knob; 0 makes every step deterministic."""
+
+    needs: ClassVar[tuple[FlowMapKind, ...]] = ("two_time", "single_time", "velocity")
+
+    @abstractmethod
+    def step(self, flow_map: FlowMap, x: "Tensor", t: float, s: float) -> "Gaussian":
+        """The transition from x at time t to time s < t. At s = 0 it is always deterministic.
+
+        Args:
+            x: [N, ...], float32.
+        Returns: its mean [N, ...] and one standard deviation for the whole batch.
+        """
+
+
+RewardFunction = Callable[["Tensor", Sequence[str]], "Tensor"]
+
+
+class Reward(Extension):
+    """Scores images: `load(device)` returns `(images [N, 3, H, W] in [0, 1], prompts) -> [N]`, larger is better."""
+
+    @abstractmethod
+    def load(self, device: "torch.device") -> RewardFunction: ...
+
+
+class Task(Extension):
+    """Prompts, split so that the held-out ones are never trained on."""
+
+    @abstractmethod
+    def prompts(self, split: Literal["train", "held_out"]) -> Sequence[str]: ...
+
+    @abstractmethod
+    def check(self, prompt: str) -> None:
+        """Raise ValueError, naming the word and the vocabulary, where a prompt cannot be understood."""
+
+    def statistics(self, images: "Tensor") -> dict[str, "Tensor"]:
+        """Measures of images [N, 3, H, W] that no reward sees and that show hacking; each [N]. None by default."""
+        return {}
+
+    def layouts(self, images: "Tensor") -> Sequence[Hashable] | None:
+        """What each image depicts, so that equal compositions in a group can be counted; None where it cannot be told."""
+        return None
+
+
+class Generator(Protocol):
+    """What a model's `load(device)` returns: a flow map once prompts are bound, and a latent space.
+
+    One thread owns it, since adapters are switched on and off in place.
+    """
+
+    latent_shape: tuple[int, ...]  # of one sample, without the batch
+    network: "torch.nn.Module"  # what is trained; adapters attach to it
+
+    @property
+    def kind(self) -> FlowMapKind: ...
+
+    def embed(self, prompts: Sequence[str]) -> Any:
+        """Prompt embeddings [N, ...], computed once per prompt and indexable by row."""
+        ...
+
+    def bind(self, embeddings: Any) -> FlowMap:
+        """The flow map conditioned on `embeddings`, row for row."""
+        ...
+
+    def encode(self, images: "Tensor") -> "Tensor":
+        """[N, 3, H, W] in [0, 1] -> latents [N, *latent_shape]."""
+        ...
+
+    def decode(self, latents: "Tensor") -> "Tensor":
+        """latents [N, *latent_shape] -> [N, 3, H, W] in [0, 1]."""
+        ...
+
+
+class Model(Extension):
+    """A generator on disk or on the hub; `load` brings it into memory."""
+
+    adapter_targets: ClassVar[tuple[str, ...]] = ()  # names of the Linear layers that LoRA attaches to
+
+    @abstractmethod
+    def load(self, device: "torch.device") -> Generator: ...
+
+
+class RewardFailed(ValueError):
+    """A reward raised, or gave a value that is not one finite number per image."""

@@ -1,0 +1,116 @@
+"""Held-out evaluation: rewards, diversity and distance to the base, with the deterministic sampler and confidence intervals."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from scipy import stats
+from torch import Tensor
+from torch.nn import functional
+
+from workbench.contracts import Generator, RewardFunction, Task
+from workbench.events import Measure, Progress
+from workbench.flow import seed_stream, seeded_noise, time_grid
+from workbench.samplers import SAMPLERS
+
+THUMBNAIL = 64  # pixels; pictures are compared at most at this size
+
+
+def image_noise(seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """The initial noise of the images with these seeds, [N, *shape]; the same in every page, command and notebook."""
+    return seeded_noise([seed_stream("image", seed) for seed in seeds], shape, device)
+
+
+@torch.no_grad()
+def generate(
+    generator: Generator, prompts: Sequence[str], seeds: Sequence[int], *, steps: int, shift: float = 1.0, batch: int = 512
+) -> Iterator[Progress]:
+    """Deterministic images of prompts at seeds; a generator that returns [N, 3, H, W] in [0, 1], on the CPU.
+
+    Source: composition of the flow map over a shifted grid; see `workbench.samplers.ode`.
+    """
+    times, sampler = time_grid(steps, shift), SAMPLERS["ode"]()
+    images = []
+    for start in range(0, len(prompts), batch):
+        flow_map = generator.bind(generator.embed(prompts[start : start + batch]))
+        x = image_noise(seeds[start : start + batch], generator.latent_shape, generator.device)
+        for t, s in zip(times, times[1:], strict=False):
+            x = sampler.step(flow_map, x, t, s).mean
+            yield Progress("generate", start, len(prompts))
+        images.append(generator.decode(x).cpu())
+    return torch.cat(images)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What is generated at every evaluation of a run: the same prompts and seeds each time, groups contiguous."""
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    group_size: int
+
+
+def held_out(task: Task, images: int, group_size: int, seed: int) -> HeldOut:
+    """`images` samples of held-out prompts in groups of `group_size`, in the task's own balanced order."""
+    prompts = task.prompts("held_out")
+    groups = max(1, images // group_size)
+    names = [prompts[i % len(prompts)] for i in range(groups) for _ in range(group_size)]
+    return HeldOut(tuple(names), tuple(range(seed, seed + len(names))), group_size)
+
+
+def measure(
+    images: Tensor, sample: HeldOut, task: Task, rewards: Mapping[str, RewardFunction], base: Tensor | None = None
+) -> dict[str, Measure]:
+    """Every figure of one evaluation, with 95 % confidence intervals over prompts.
+
+    Args:
+        images: [N, 3, H, W] in [0, 1], for `sample`.
+        base: the base model's images of the same sample, if the distance to it is wanted.
+    Returns: each reward by name; the task's statistics; `diversity` (mean distance of two images of a group), `layouts` (share of
+        different compositions in a group), `saturation`, and `distance_to_base`. Distances are root mean squares over pixels.
+    """
+    per_image = {name: reward(images, sample.prompts) for name, reward in rewards.items()} | task.statistics(images)
+    per_image["saturation"] = (images.amax(1) - images.amin(1)).mean((1, 2))
+    small = thumbnails(images)
+    if base is not None:
+        per_image["distance_to_base"] = (small - thumbnails(base)).square().mean((1, 2, 3)).sqrt()
+    groups = {name: value.double().view(-1, sample.group_size).mean(1) for name, value in per_image.items()}
+    flat = small.flatten(1).view(-1, sample.group_size, small[0].numel())
+    pairs = torch.cdist(flat, flat) / flat.shape[-1] ** 0.5
+    groups["diversity"] = pairs.sum((1, 2)).double() / (sample.group_size * (sample.group_size - 1))
+    layouts = task.layouts(images)
+    if layouts is not None:
+        size = sample.group_size
+        groups["layouts"] = torch.tensor([len(set(layouts[i : i + size])) / size for i in range(0, len(layouts), size)])
+    return {name: interval(value) for name, value in groups.items()}
+
+
+def breakdown(values: Tensor, sample: HeldOut, task: Task) -> dict[str, Measure]:
+    """The mean of per-image `values` [N] for each skill that the task names; empty where it names none."""
+    skill = getattr(task, "skill", None)
+    if skill is None:
+        return {}
+    rows: dict[str, list[int]] = {}
+    for index, prompt in enumerate(sample.prompts):
+        rows.setdefault(skill(prompt), []).append(index)
+    return {name: interval(values[index].double().view(-1, sample.group_size).mean(1)) for name, index in rows.items()}
+
+
+def interval(values: Tensor) -> Measure:
+    """Mean of `values` [prompts] and its 95 % Student interval; prompts, not images, are the independent draws."""
+    mean = float(values.mean())
+    if len(values) < 2:
+        return Measure(mean, mean, mean)
+    half = float(stats.t.ppf(0.975, len(values) - 1) * values.double().std() / len(values) ** 0.5)
+    return Measure(mean, mean - half, mean + half)
+
+
+def thumbnails(images: Tensor) -> Tensor:
+    """[N, 3, H, W] -> at most THUMBNAIL pixels a side."""
+    side = min(THUMBNAIL, *images.shape[-2:])
+    return functional.adaptive_avg_pool2d(images.float(), side)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[N, 3, H, W] in [0, 1] -> uint8, detached, on the CPU."""
+    return (images.detach().float().cpu().clamp(0, 1) * 255).round().byte()

@@ -1,0 +1,10 @@
+from workbench.contracts import Reward
+from workbench.rewards.shapes_dense import ShapesDense
+from workbench.rewards.shapes_exact import ShapesExact
+from workbench.rewards.shapes_fidelity import ShapesFidelity
+
+REWARDS: dict[str, type[Reward]] = {
+    "shapes_dense": ShapesDense,
+    "shapes_exact": ShapesExact,
+    "shapes_fidelity": ShapesFidelity,
+}
