@@ -1,0 +1,58 @@
+"""Sprite sheets: many small images in one lossless file, written once; and which of them to keep."""
+
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+_LARGEST_SIDE = 16_383  # of a WebP file, pixels
+
+
+def write_sprite(folder: Path, stem: str, images: Tensor, columns: int, largest_tile: int | None = None) -> dict[str, Any]:
+    """Lay images out in rows and write them as one lossless WebP file, all of it or nothing.
+
+    Args:
+        images: [n, 3, H, W], uint8.
+        columns: images in a row.
+        largest_tile: images larger than this are thumbnailed, pixels; None keeps their size.
+    Returns: {"sprite": file name or None where n = 0, "tile": [width, height], "columns": ..., "count": n}.
+    Raises: OSError: if it cannot be written.
+    """
+    count, _, height, width = images.shape
+    layout: dict[str, Any] = {"sprite": None, "tile": [width, height], "columns": columns, "count": count}
+    if not count:
+        return layout
+    rows = -(-count // columns)
+    limit = min(largest_tile or _LARGEST_SIDE, _LARGEST_SIDE // max(rows, columns))
+    tile = [max(1, round(side * min(1.0, limit / max(width, height)))) for side in (width, height)]
+    sheet = Image.new("RGB", (columns * tile[0], rows * tile[1]))
+    for index, pixels in enumerate(images.permute(0, 2, 3, 1).contiguous().numpy()):
+        image = Image.fromarray(pixels)
+        if tile != [width, height]:
+            image = image.resize((tile[0], tile[1]), Image.Resampling.LANCZOS)
+        sheet.paste(image, (index % columns * tile[0], index // columns * tile[1]))
+    name = f"{stem}-{secrets.token_hex(4)}.webp"  # unique, so that a browser may keep it for ever
+    hidden = folder / f".{name}"
+    try:
+        sheet.save(hidden, "WEBP", lossless=True, quality=0, method=0)  # the quickest; slower settings save a few per cent
+        os.replace(hidden, folder / name)
+    finally:
+        hidden.unlink(missing_ok=True)
+    return layout | {"sprite": name, "tile": tile}
+
+
+def choose_to_drop(iterations: Sequence[int], kept: int) -> list[int]:
+    """Indices to drop so that at most `kept` remain, evenly spread, old ones thinned first; the first and the last stay.
+
+    Repeated as a run grows, it halves the density of the oldest stretch each time, so that what remains always covers the
+    whole run.
+    """
+    left = list(range(len(iterations)))
+    while len(left) > max(kept, 2):
+        gaps = [iterations[left[place + 1]] - iterations[left[place - 1]] for place in range(1, len(left) - 1)]
+        del left[1 + gaps.index(min(gaps))]
+    return sorted(set(range(len(iterations))) - set(left))

@@ -1,0 +1,451 @@
+"""The record of runs: SQL rows for every number, a directory for each run's images and checkpoints. Knows no thread, no screen."""
+
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import OperationalError
+
+from workbench import checkpoints
+from workbench.checkpoints import CheckpointError
+from workbench.events import CheckpointReady, Event, GroupsScored, IterationDone, Preview, Progress, Started
+from workbench.exact_json import fields_of, from_json, to_json
+from workbench.pictures import choose_to_drop, write_sprite
+from workbench.processes import is_alive, this_process
+from workbench.tables import BUSY_SECONDS, EVENTS, RUNS, WISHES, open_database
+
+__all__ = ["OVER", "WISHABLE", "CheckpointError", "Row", "Run", "Store", "StoreError"]
+
+OVER = ("done", "stopped", "failed", "crashed")
+"""Statuses in which nothing drives the run."""
+
+WISHABLE = ("run", "pause", "stop", "save", "sample")
+
+_DRIVEN = ("queued", "running", "paused")
+_SILENCE_SECONDS = 30.0  # after which a run on another host counts as crashed
+_ROLLOUT_TILE = 160  # pixels; evaluations keep their size
+
+
+class StoreError(RuntimeError):
+    """The disk or the database refuses to be written; says where, why and what can be done."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as the store knows it. Times are seconds since 1970; `iterations` is None where the total is not known.
+
+    `status` is one of queued, running, paused, done, stopped, failed, crashed; "paused" with an `error` means that it paused
+    by itself, and that it can be resumed from its last checkpoint.
+    """
+
+    id: str
+    kind: str
+    title: str
+    origin: str
+    command: str
+    parent: str | None
+    config: dict[str, Any]
+    status: str
+    wanted: str
+    error: str | None
+    iteration: int
+    iterations: int | None
+    created: float
+    updated: float
+    host: str | None
+    pid: int | None
+
+    @property
+    def over(self) -> bool:
+        """Nothing drives it, so that wishes are in vain; it may be resumable."""
+        return self.status in OVER or (self.status == "paused" and self.pid is None)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recorded event; `data` holds its fields, with the keys of mappings as text.
+
+    A preview reads {"sprite": file name or None once thinned, "tile": [width, height], "columns": ..., "count": ...}.
+    """
+
+    id: int
+    kind: str
+    iteration: int
+    time: float
+    data: dict[str, Any]
+
+
+class Store:
+    """Runs that any process may write, watch and control.
+
+    Args:
+        location: folder of the run directories, or the URL of a database.
+        url: SQLAlchemy URL of the database; by default SQLite inside the folder.
+    Raises: StoreError: if the folder or the database cannot be used.
+    """
+
+    def __init__(self, location: str | Path = "runs", url: str | None = None) -> None:
+        if url is None and "://" in str(location):
+            url = str(location)
+            database = make_url(url).database
+            location = Path(database).parent if url.startswith("sqlite") and database else "runs"
+        self.location = Path(location).absolute()
+        with self._disk(self.location):
+            self.location.mkdir(parents=True, exist_ok=True)
+        with self._sql():
+            self._engine = open_database(url or f"sqlite:///{self.location / 'runs.db'}")
+        self._reader = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._kept: dict[str, tuple[int, int]] = {}
+
+    def close(self) -> None:
+        """Let go of the database's connections."""
+        self._engine.dispose()
+
+    # Runs
+
+    def create(
+        self, kind: str, config: dict[str, Any], *, title: str, origin: str, command: str = "", parent: str | None = None
+    ) -> str:
+        """A new run, queued, with its directory and `config.json`; returns its id."""
+        task = config.get("task")
+        name = task.get("name", kind) if isinstance(task, dict) else task or kind
+        with self._disk(self.location):
+            run = self._claim_directory(re.sub(r"[^a-z0-9_]+", "-", str(name).lower()).strip("-") or "run")
+            (self.location / run / "images").mkdir()
+            (self.location / run / "config.json").write_text(to_json(config, indent=2) + "\n")
+        now = time.time()
+        values = {"id": run, "kind": kind, "title": title, "origin": origin, "command": command, "parent": parent}
+        values |= {"config": to_json(config), "status": "queued", "wanted": "run", "iteration": 0, "created": now, "updated": now}
+        values |= {"iterations": _whole_number(config.get("iterations"))}
+        with self._writing() as connection:
+            connection.execute(insert(RUNS).values(values))
+        return run
+
+    def runs(self, kind: str | None = None) -> list[Run]:
+        """All runs, of one kind if given, newest first."""
+        query = select(RUNS).order_by(RUNS.c.created.desc(), RUNS.c.id.desc())
+        return [_read_run(row) for row in self._read(query if kind is None else query.where(RUNS.c.kind == kind))]
+
+    def run(self, run: str) -> Run:
+        """The run with this id, or the only one whose id begins so, or "latest".
+
+        Raises: ValueError: names the run and lists recent ones.
+        """
+        newest = select(RUNS).order_by(RUNS.c.created.desc(), RUNS.c.id.desc()).limit(8)
+        if run == "latest":
+            found = self._read(newest.limit(1))
+        else:
+            found = self._read(select(RUNS).where(RUNS.c.id == run))
+            if run and not found:
+                found = self._read(newest.where(RUNS.c.id.startswith(run, autoescape=True)))
+        if len(found) == 1:
+            return _read_run(found[0])
+        recent = ", ".join(row.id for row in (found or self._read(newest)))
+        if found:
+            raise ValueError(f"run {run!r} is ambiguous; it may be any of: {recent}")
+        hint = f"recent runs: {recent}" if recent else f"there is no run in {self.location}"
+        raise ValueError(f"unknown run {run!r}; {hint}")
+
+    def folder(self, run: str) -> Path:
+        """The run's directory. Raises: ValueError: if this cannot be the id of a run."""
+        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", run):
+            raise ValueError(f"{run!r} is not the id of a run")
+        return self.location / run
+
+    def image_path(self, run: str, name: str) -> Path:
+        """Where a sprite sheet lies. Raises: ValueError: if the name leads out of the run's images."""
+        images = (self.folder(run) / "images").resolve()
+        path = (images / name).resolve()
+        if path.parent != images:
+            raise ValueError(f"{name!r} is not the name of an image of run {run}")
+        return path
+
+    # Events
+
+    def record(self, run: str, event: Event) -> int | None:
+        """Write one event, in one transaction; the files that it names are complete before.
+
+        Returns: the row's id; None for Progress, which is not recorded.
+        Raises: StoreError: if the disk refuses; what was recorded earlier is not touched.
+        """
+        if isinstance(event, Progress):
+            return None
+        self._kept_of(run)  # an unknown run is refused before any file is written
+        if isinstance(event, CheckpointReady):
+            self.save_checkpoint(run, event)
+        if isinstance(event, Started):
+            with self._disk(self.folder(run)):
+                checkpoints.discard_after(self._checkpoints(run), event.iteration)
+        data, picture = self._describe(run, event)
+        unused: list[str] = [picture] if picture else []
+        try:
+            with self._writing() as connection:
+                superseded = self._supersede(connection, run, event.iteration) if isinstance(event, Started) else []
+                values = {"run": run, "kind": type(event).__name__, "iteration": event.iteration, "time": time.time()}
+                values |= {"picture": picture, "data": to_json(data)}
+                row = connection.execute(insert(EVENTS).values(values)).inserted_primary_key
+                connection.execute(update(RUNS).where(RUNS.c.id == run).values(_progress_of(event)))
+                thinned = self._thin(connection, run) if picture and isinstance(event, GroupsScored) else []
+            unused = superseded + thinned
+        finally:
+            for name in unused:
+                self.image_path(run, name).unlink(missing_ok=True)
+        return int(row[0])
+
+    def events(self, run: str, after: int = 0, kinds: Sequence[str] | None = None, limit: int | None = None) -> list[Row]:
+        """Rows past the cursor `after`, oldest first; of some kinds if given."""
+        query = select(EVENTS).where(EVENTS.c.run == run, EVENTS.c.id > after).order_by(EVENTS.c.id).limit(limit)
+        return [_read_row(row) for row in self._read(query if kinds is None else query.where(EVENTS.c.kind.in_(kinds)))]
+
+    def metrics(self, run: str, after: int = 0) -> dict[str, list[tuple[int, float]]]:
+        """Curves by name, as (iteration, value) in order, from the rows past the cursor `after`.
+
+        Every number of IterationDone by its name and "seconds"; of Evaluated "held_out/<name>@<steps>", and the breakdown as
+        "held_out/skill/<name>".
+        """
+        curves: dict[str, list[tuple[int, float]]] = {}
+        for row in self.events(run, after, kinds=("IterationDone", "Evaluated")):
+            for name, value in (_update_numbers if row.kind == "IterationDone" else _held_out_numbers)(row.data):
+                curves.setdefault(name, []).append((row.iteration, value))
+        return curves
+
+    def index(self, run: str, kind: str, after: int = 0) -> list[tuple[int, int]]:
+        """Iteration and row id of the events of one kind that still have their picture, oldest first; reads no data."""
+        query = select(EVENTS.c.iteration, EVENTS.c.id).where(EVENTS.c.run == run, EVENTS.c.kind == kind, EVENTS.c.id > after)
+        return [(row.iteration, row.id) for row in self._read(query.where(EVENTS.c.picture.is_not(None)).order_by(EVENTS.c.id))]
+
+    def cursor(self, run: str) -> int:
+        """The id of the run's last row; 0 where there is none."""
+        found = self._read(select(EVENTS.c.id).where(EVENTS.c.run == run).order_by(EVENTS.c.id.desc()).limit(1))
+        return int(found[0].id) if found else 0
+
+    # Wishes and the driver's side
+
+    def wish(self, run: str, wanted: str) -> None:
+        """Ask whoever drives the run to "run", "pause", "stop", "save" or "sample".
+
+        Raises: ValueError: if the wish is unknown, or nobody drives the run any more.
+        """
+        if wanted not in WISHABLE:
+            raise ValueError(f"unknown wish {wanted!r}; choose from: {', '.join(WISHABLE)}")
+        found = self.run(run)
+        if found.over:
+            reason = f" ({found.error})" if found.error else ""
+            raise ValueError(f"run {found.id} is {found.status}{reason}, so nothing can be asked of it; resume it to go on")
+        with self._writing() as connection:
+            connection.execute(insert(WISHES).values(run=found.id, wanted=wanted))
+            if wanted in ("run", "pause", "stop"):
+                connection.execute(update(RUNS).where(RUNS.c.id == found.id).values(wanted=wanted))
+
+    def take_wishes(self, run: str) -> list[str]:
+        """The wishes since the last call, oldest first; each is given once."""
+        if not self._read(select(WISHES.c.id).where(WISHES.c.run == run).limit(1)):
+            return []
+        with self._writing() as connection:
+            pending = select(WISHES.c.id, WISHES.c.wanted).where(WISHES.c.run == run).order_by(WISHES.c.id)
+            taken = connection.execute(pending).all()
+            connection.execute(delete(WISHES).where(WISHES.c.run == run, WISHES.c.id <= taken[-1].id))
+        return [row.wanted for row in taken]
+
+    def claim(self, run: str) -> None:
+        """Make this process the one that drives the run; wishes to an earlier driver are forgotten.
+
+        Raises: ValueError: if a living process drives it already.
+        """
+        with self._writing() as connection:
+            row = connection.execute(select(RUNS).where(RUNS.c.id == run)).one_or_none()
+            if row is None:
+                raise ValueError(f"unknown run {run!r}")
+            found = _read_run(row)
+            if found.pid is not None and not found.over:
+                raise ValueError(f"run {run} is {found.status} in process {found.pid} on {found.host}; stop it there first")
+            host, pid, started = this_process()
+            values = {"host": host, "pid": pid, "process_started": started, "updated": time.time()}
+            values |= {"status": "queued", "error": None, "wanted": "run"}
+            connection.execute(update(RUNS).where(RUNS.c.id == run).values(values))
+            connection.execute(delete(WISHES).where(WISHES.c.run == run))
+
+    def set_status(self, run: str, status: str, error: str | None = None) -> None:
+        """What the driver says of its run. A status with an error, and every final one, lets go of it."""
+        values: dict[str, Any] = {"status": status, "error": error, "updated": time.time()}
+        if error is not None or status not in _DRIVEN:
+            values |= {"pid": None, "process_started": None}
+        with self._writing() as connection:
+            connection.execute(update(RUNS).where(RUNS.c.id == run).values(values))
+
+    def heartbeat(self, run: str) -> None:
+        """Say that the driver lives."""
+        with self._writing() as connection:
+            connection.execute(update(RUNS).where(RUNS.c.id == run).values(updated=time.time()))
+
+    # Checkpoints
+
+    def save_checkpoint(self, run: str, event: CheckpointReady) -> Path:
+        """Write a checkpoint, then thin the older ones; returns its directory."""
+        folder = self._checkpoints(run)
+        with self._disk(folder):
+            path = checkpoints.write_checkpoint(folder, run, event)
+            checkpoints.thin_checkpoints(folder, self._kept_of(run)[1], event.state.get("best"))
+        return path
+
+    def checkpoints(self, run: str) -> list[int]:
+        """Iterations of the run's complete checkpoints, ascending."""
+        return checkpoints.list_checkpoints(self._checkpoints(run))
+
+    def load_checkpoint(self, run: str, iteration: int | None = None) -> CheckpointReady:
+        """The checkpoint after `iteration`, or the last one. Raises: CheckpointError: as `checkpoints.read_checkpoint`."""
+        found = self.run(run).id
+        return checkpoints.read_checkpoint(self._checkpoints(found), found, iteration)
+
+    # Inside
+
+    def _checkpoints(self, run: str) -> Path:
+        return self.folder(run) / "checkpoints"
+
+    def _claim_directory(self, name: str) -> str:
+        while True:
+            run = f"{time.strftime('%Y%m%d-%H%M')}-{name}-{secrets.token_hex(2)}"
+            try:
+                os.mkdir(self.location / run)
+            except FileExistsError:
+                continue
+            return run
+
+    def _kept_of(self, run: str) -> tuple[int, int]:
+        """How many rollout pictures and recent checkpoints the run's configuration keeps."""
+        if run not in self._kept:
+            found = self.run(run)
+            if found.id != run:
+                raise ValueError(f"unknown run {run!r}; do you mean {found.id}?")
+            record = found.config.get("record", {})
+            self._kept[run] = (record.get("rollouts_kept", 500), record.get("checkpoints_kept", 3))
+        return self._kept[run]
+
+    def _describe(self, run: str, event: Event) -> tuple[dict[str, Any], str | None]:
+        """An event's fields for its row, and the file name of its picture, which is written here."""
+        data = fields_of(event)
+        if isinstance(event, CheckpointReady):
+            data["tensors"] = {stem: len(tensors) for stem, tensors in event.tensors.items()}
+        picture = None
+        for name, value in data.items():
+            if isinstance(value, Preview):
+                rollout = isinstance(event, GroupsScored)
+                columns = event.group_size if isinstance(event, GroupsScored) else 8
+                stem = f"{type(event).__name__.lower()}-{event.iteration:06d}"
+                folder = self.folder(run) / "images"
+                with self._disk(folder):
+                    data[name] = write_sprite(folder, stem, value.images, columns, _ROLLOUT_TILE if rollout else None)
+                picture = data[name]["sprite"]
+        return data, picture
+
+    def _supersede(self, connection: Connection, run: str, iteration: int) -> list[str]:
+        """Delete what lies past the checkpoint that the run begins again from; returns the pictures that nobody names any more.
+
+        Images that somebody asked for at that iteration stay.
+        """
+        saved = (EVENTS.c.run == run) & (EVENTS.c.kind == "CheckpointReady") & (EVENTS.c.iteration == iteration)
+        checkpoint = connection.execute(select(EVENTS.c.id).where(saved).order_by(EVENTS.c.id.desc()).limit(1)).scalar()
+        past = EVENTS.c.iteration > iteration
+        if checkpoint is not None:
+            past |= (EVENTS.c.id > checkpoint) & (EVENTS.c.kind != "Sampled")
+        superseded = (EVENTS.c.run == run) & past
+        pictures = connection.execute(select(EVENTS.c.picture).where(superseded, EVENTS.c.picture.is_not(None))).scalars().all()
+        connection.execute(delete(EVENTS).where(superseded))
+        return list(pictures)
+
+    def _thin(self, connection: Connection, run: str) -> list[str]:
+        """Let go of rollout pictures beyond the number kept; returns their file names. Their numbers stay."""
+        columns = (EVENTS.c.id, EVENTS.c.iteration, EVENTS.c.picture)
+        pictured = (EVENTS.c.run == run) & (EVENTS.c.kind == "GroupsScored") & EVENTS.c.picture.is_not(None)
+        rows = connection.execute(select(*columns).where(pictured).order_by(EVENTS.c.id)).all()
+        drop = [rows[index] for index in choose_to_drop([row.iteration for row in rows], self._kept_of(run)[0])]
+        if drop:
+            connection.execute(update(EVENTS).where(EVENTS.c.id.in_([row.id for row in drop])).values(picture=None))
+        return [row.picture for row in drop]
+
+    def _read(self, query: Any) -> Sequence[Any]:
+        with self._sql(), self._reader.connect() as connection:
+            return connection.execute(query).all()
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        with self._sql(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _sql(self) -> Iterator[None]:
+        try:
+            yield
+        except OperationalError as error:
+            reason = str(error.orig)
+            if "locked" in reason:
+                remedy = f"another process has held it for more than {BUSY_SECONDS:.0f} s"
+            else:
+                remedy = "free some space or make it writable; what was recorded before is still there"
+            raise StoreError(f"the database of runs in {self.location} cannot be used: {reason}; {remedy}") from error
+
+    @contextmanager
+    def _disk(self, folder: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise StoreError(
+                f"cannot write in {folder}: {reason}; free some space, make it writable or choose another folder. "
+                "What was recorded before is still there."
+            ) from error
+
+
+def _progress_of(event: Event) -> dict[str, Any]:
+    """What an event changes in its run's row."""
+    changes: dict[str, Any] = {"updated": time.time()}
+    if isinstance(event, Started | IterationDone):
+        changes["iteration"] = event.iteration
+    if isinstance(event, Started) and (total := _whole_number(event.facts.get("iterations"))) is not None:
+        changes["iterations"] = total
+    return changes
+
+
+def _whole_number(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _read_run(row: Any) -> Run:
+    values = dict(row._mapping)
+    started = values.pop("process_started")
+    if values["status"] in _DRIVEN and values["pid"] is not None:
+        alive = is_alive(values["host"], values["pid"], started)
+        if alive is None:
+            alive = time.time() - values["updated"] < _SILENCE_SECONDS
+        if not alive:
+            error = f"process {values['pid']} on {values['host']} ended while the run was {values['status']}"
+            values |= {"status": "crashed", "error": error}
+    return Run(**values | {"config": from_json(values["config"])})
+
+
+def _read_row(row: Any) -> Row:
+    data = from_json(row.data)
+    if row.picture is None:
+        data |= {name: value | {"sprite": None} for name, value in data.items() if isinstance(value, dict) and "sprite" in value}
+    return Row(row.id, row.kind, row.iteration, row.time, data)
+
+
+def _update_numbers(data: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    yield "seconds", data["seconds"]
+    yield from data["metrics"].items()
+
+
+def _held_out_numbers(data: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    for steps, measures in data["measures"].items():
+        for name, measure in measures.items():
+            yield f"held_out/{name}@{steps}", measure["value"]
+    for name, measure in data["breakdown"].items():
+        yield f"held_out/skill/{name}", measure["value"]

@@ -1,0 +1,96 @@
+"""The SQL tables of the record, and a database that several processes write and read at once."""
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Engine,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    create_engine,
+    event,
+)
+
+BUSY_SECONDS = 10.0  # how long a writer waits for another one
+
+_metadata = MetaData()
+_row_id = BigInteger().with_variant(Integer, "sqlite")
+
+RUNS = Table(
+    "runs",
+    _metadata,
+    Column("id", String(120), primary_key=True),
+    Column("kind", String(40), nullable=False),
+    Column("title", Text, nullable=False),
+    Column("origin", Text, nullable=False),
+    Column("command", Text, nullable=False),
+    Column("parent", String(120)),
+    Column("config", Text, nullable=False),  # JSON
+    Column("status", String(20), nullable=False),
+    Column("wanted", String(20), nullable=False),
+    Column("error", Text),
+    Column("iteration", Integer, nullable=False),
+    Column("iterations", Integer),
+    Column("created", Float(53), nullable=False),  # seconds since 1970, as all times here
+    Column("updated", Float(53), nullable=False),
+    Column("host", Text),  # of the process that drives it, until it lets go
+    Column("pid", Integer),
+    Column("process_started", Float(53)),
+    Index("runs_by_age", "created"),
+)
+
+EVENTS = Table(
+    "events",
+    _metadata,
+    Column("id", _row_id, primary_key=True, autoincrement=True),
+    Column("run", ForeignKey("runs.id"), nullable=False),
+    Column("kind", String(40), nullable=False),
+    Column("iteration", Integer, nullable=False),
+    Column("time", Float(53), nullable=False),
+    Column("picture", Text),  # file name of its sprite sheet, until it is thinned
+    Column("data", Text, nullable=False),  # JSON
+    Index("events_by_run", "run", "id"),
+    Index("events_by_kind", "run", "kind", "id"),
+    sqlite_autoincrement=True,  # row ids are cursors: one that was deleted must never come back
+)
+
+WISHES = Table(
+    "wishes",
+    _metadata,
+    Column("id", _row_id, primary_key=True, autoincrement=True),
+    Column("run", ForeignKey("runs.id"), nullable=False, index=True),
+    Column("wanted", String(20), nullable=False),
+    sqlite_autoincrement=True,
+)
+
+
+def open_database(url: str) -> Engine:
+    """An engine with the tables in place; SQLite in write-ahead mode, so that readers never wait for the writer."""
+    sqlite = url.startswith("sqlite")
+    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS} if sqlite else {}, pool_pre_ping=not sqlite)
+    if sqlite:
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _take_write_lock)
+    _metadata.create_all(engine)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # transactions begin where we say so
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _take_write_lock(connection: Connection) -> None:
+    """A transaction that reads before it writes could otherwise find that it may not write any more."""
+    if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
