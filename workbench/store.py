@@ -1,4 +1,4 @@
-"""The record of runs: SQL rows for every number, a directory for each run's images and checkpoints. Knows no thread, no screen."""
+"""The record of runs: SQL rows for the numbers, a directory for each run's images and checkpoints. Knows no thread, no screen."""
 
 import os
 import re
@@ -122,7 +122,7 @@ class Store:
             (self.location / run / "images").mkdir()
             (self.location / run / "config.json").write_text(to_json(config, indent=2) + "\n")
         now = time.time()
-        values = {"id": run, "kind": kind, "title": title, "origin": origin, "command": command, "parent": parent}
+        values: dict[str, Any] = {"id": run, "kind": kind, "title": title, "origin": origin, "command": command, "parent": parent}
         values |= {"config": to_json(config), "status": "queued", "wanted": "run", "iteration": 0, "created": now, "updated": now}
         values |= {"iterations": _whole_number(config.get("iterations"))}
         with self._writing() as connection:
@@ -191,14 +191,14 @@ class Store:
                 superseded = self._supersede(connection, run, event.iteration) if isinstance(event, Started) else []
                 values = {"run": run, "kind": type(event).__name__, "iteration": event.iteration, "time": time.time()}
                 values |= {"picture": picture, "data": to_json(data)}
-                row = connection.execute(insert(EVENTS).values(values)).inserted_primary_key
+                row = connection.execute(insert(EVENTS).values(values).returning(EVENTS.c.id)).scalar_one()
                 connection.execute(update(RUNS).where(RUNS.c.id == run).values(_progress_of(event)))
                 thinned = self._thin(connection, run) if picture and isinstance(event, GroupsScored) else []
             unused = superseded + thinned
         finally:
             for name in unused:
                 self.image_path(run, name).unlink(missing_ok=True)
-        return int(row[0])
+        return int(row)
 
     def events(self, run: str, after: int = 0, kinds: Sequence[str] | None = None, limit: int | None = None) -> list[Row]:
         """Rows past the cursor `after`, oldest first; of some kinds if given."""
@@ -331,6 +331,7 @@ class Store:
 
     def _describe(self, run: str, event: Event) -> tuple[dict[str, Any], str | None]:
         """An event's fields for its row, and the file name of its picture, which is written here."""
+        assert not isinstance(event, Progress), "never recorded"
         data = fields_of(event)
         if isinstance(event, CheckpointReady):
             data["tensors"] = {stem: len(tensors) for stem, tensors in event.tensors.items()}
