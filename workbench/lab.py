@@ -1,0 +1,372 @@
+"""Distributions whose flow is known exactly, and the two-sample test that samplers are proven with.
+
+Closed forms are evaluated in float64 and returned in the dtype that came in; nothing here is learned.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from scipy.integrate import DOP853, cumulative_simpson
+from scipy.interpolate import PchipInterpolator
+from scipy.optimize import brentq
+from scipy.special import i0e, log_ndtr
+from torch import Tensor
+
+from workbench.contracts import FlowMapKind
+
+
+class Distribution(Protocol):
+    """Data whose flow on the linear path is known exactly.
+
+    `scales` are its smallest standard deviation and its extent, in data units: the flow changes shape only while the
+    noise-to-signal ratio lies between them.
+    """
+
+    @property
+    def scales(self) -> tuple[float, float]: ...
+
+    def velocity(self, x: Tensor, t: float) -> Tensor:
+        """v(x, t) = E[eps - x_0 | x_t = x] for x [N, D] and t in [0, 1]; [N, D], the dtype of x."""
+        ...
+
+    def carry(self, x: Tensor, t: float, s: float) -> Tensor:
+        """psi(x, t, s), where the probability-flow ODE takes x [N, D] from t to s <= t; [N, D], the dtype of x."""
+        ...
+
+    def sample(self, num: int, seed: int, t: float = 0.0) -> Tensor:
+        """Independent samples of x_t, exact; [num, D], float32."""
+        ...
+
+
+class GaussianMixture:
+    """A mixture of isotropic Gaussians in any dimension.
+
+    Args:
+        means: [K, D], in data units.
+        stds: [K] or one number, positive.
+        weights: [K], positive, normalised to sum to 1; equal by default.
+    Raises: ValueError: if their sizes disagree or a standard deviation or weight is not positive.
+    """
+
+    def __init__(
+        self,
+        means: Tensor | Sequence[Sequence[float]],
+        stds: Tensor | Sequence[float] | float,
+        weights: Tensor | Sequence[float] | None = None,
+    ):
+        self.means = torch.as_tensor(means, dtype=torch.float64)
+        if self.means.dim() != 2:
+            raise ValueError(f"means must be one row per component, [K, D], got shape {tuple(self.means.shape)}")
+        count = len(self.means)
+        self.stds = torch.as_tensor(stds, dtype=torch.float64).expand(count).clone()
+        self.weights = torch.ones(count).double() if weights is None else torch.as_tensor(weights, dtype=torch.float64)
+        if self.weights.shape != (count,):
+            raise ValueError(f"weights must be one number per component, got {tuple(self.weights.shape)} for {count} components")
+        if not bool((self.stds > 0).all() and (self.weights > 0).all()):
+            raise ValueError("stds and weights must be positive, so that every x_t has a density")
+        self.weights = self.weights / self.weights.sum()
+
+    @property
+    def scales(self) -> tuple[float, float]:
+        return float(self.stds.min()), float((self.means.norm(dim=1) + self.stds).max())
+
+    def sample(self, num: int, seed: int, t: float = 0.0) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        component = torch.multinomial(self.weights, num, replacement=True, generator=generator)
+        data = self.means[component] + self.stds[component, None] * _normal(generator, num, self.means.shape[1])
+        return ((1 - t) * data + t * _normal(generator, num, self.means.shape[1])).float()
+
+    def log_density(self, x: Tensor, t: float = 0.0) -> Tensor:
+        """Log-density of x_t at x [N, D], summed over dimensions; [N], the dtype of x."""
+        return torch.logsumexp(self._joint(x.double(), t), 1).to(x.dtype)
+
+    def posterior_mean(self, x: Tensor, t: float) -> Tensor:
+        """E[x_0 | x_t = x] for x [N, D]; [N, D], the dtype of x."""
+        return (x.double() - t * self.velocity(x.double(), t)).to(x.dtype)
+
+    def velocity(self, x: Tensor, t: float) -> Tensor:
+        points = x.double()
+        share = torch.softmax(self._joint(points, t), 1)          # [N, K], of each component given x_t
+        slope = (t - (1 - t) * self.stds**2) / self._variance(t)  # of E[eps - x_0 | x_t, component] in x_t
+        offset = (1 + (1 - t) * slope)[:, None] * self.means
+        return ((share @ slope)[:, None] * points - share @ offset).to(x.dtype)
+
+    def carry(self, x: Tensor, t: float, s: float) -> Tensor:
+        return integrate_flow(self, x, t, s)
+
+    def _variance(self, t: float) -> Tensor:
+        return ((1 - t) * self.stds) ** 2 + t**2
+
+    def _joint(self, points: Tensor, t: float) -> Tensor:
+        """log p(component, x_t), [N, K]."""
+        centres, variance, dimension = (1 - t) * self.means, self._variance(t), self.means.shape[1]
+        # |x|^2 + |c|^2 - 2 <x, c>: three small products in float64 instead of an [N, K, D] difference
+        distance = points.square().sum(1, keepdim=True) + centres.square().sum(1) - 2 * points @ centres.T
+        return -0.5 * distance / variance + (self.weights.log() - 0.5 * dimension * torch.log(2 * math.pi * variance))
+
+
+class Rings:
+    """Concentric rings of equal mass in the plane, blurred by an isotropic Gaussian.
+
+    Exact by symmetry: the mean of a ring's points given x_t lies along x_t, shortened by the Bessel ratio I_1 / I_0.
+    """
+
+    def __init__(self, radii: Sequence[float], jitter: float):
+        if not radii or min(radii) <= 0 or jitter <= 0:
+            raise ValueError(f"radii and jitter must be positive, got radii {tuple(radii)} and jitter {jitter}")
+        self.radii = torch.tensor(radii, dtype=torch.float64)
+        self.jitter = float(jitter)
+
+    @property
+    def scales(self) -> tuple[float, float]:
+        return self.jitter, float(self.radii.max()) + self.jitter
+
+    def sample(self, num: int, seed: int, t: float = 0.0) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        radius = self.radii[torch.randint(len(self.radii), (num,), generator=generator)]
+        angle = 2 * math.pi * torch.rand(num, generator=generator, dtype=torch.float64)
+        data = radius[:, None] * torch.stack([angle.cos(), angle.sin()], 1) + self.jitter * _normal(generator, num, 2)
+        return ((1 - t) * data + t * _normal(generator, num, 2)).float()
+
+    def velocity(self, x: Tensor, t: float) -> Tensor:
+        points = x.double()
+        distance = points.norm(dim=1, keepdim=True)            # [N, 1]
+        variance = ((1 - t) * self.jitter) ** 2 + t**2
+        centres = (1 - t) * self.radii                         # [R], radii of the rings at t
+        concentration = distance * centres / variance          # [N, R], of the von Mises law of the angle
+        bessel = torch.special.i0e(concentration)              # scaled by exp(-concentration), which completes the square below
+        share = torch.softmax(-0.5 * (distance - centres) ** 2 / variance + bessel.log(), 1)
+        outward = torch.special.i1e(concentration) / bessel    # [N, R], mean of cos(angle to x_t)
+        ring_mean = (share * outward * self.radii).sum(1, keepdim=True) / distance.clamp_min(1e-300)
+        slope = (t - (1 - t) * self.jitter**2) / variance
+        return ((slope - (1 + (1 - t) * slope) * ring_mean) * points).to(x.dtype)
+
+    def carry(self, x: Tensor, t: float, s: float) -> Tensor:
+        """Closed form: the flow moves along the radius and keeps the mass inside it, so it matches quantiles of the radius."""
+        radius = x.double().norm(dim=1)
+        radii_t, noise_t = self._noise_radius(t)
+        radii_s, noise_s = self._noise_radius(s)
+        in_noise = np.minimum(PchipInterpolator(radii_t, noise_t)(radius.clamp_max(radii_t[-1]).numpy()), noise_s[-1])
+        carried = torch.from_numpy(PchipInterpolator(noise_s, radii_s)(in_noise))
+        return (x.double() * (carried / radius.clamp_min(1e-300))[:, None]).to(x.dtype)
+
+    def _noise_radius(self, t: float) -> tuple[np.ndarray, np.ndarray]:
+        """Radii at t, increasing, and the radius in pure noise (t = 1) with the same quantile: sqrt(-2 log P(radius beyond))."""
+        std = math.hypot((1 - t) * self.jitter, t)
+        centres = (1 - t) * self.radii.numpy()
+        radii = np.linspace(0.0, centres.max() + 9 * std, 6001)
+        pieces = np.exp(-0.5 * ((radii[:, None] - centres) / std) ** 2) * i0e(radii[:, None] * centres / std**2)
+        density = radii / std**2 * pieces.mean(1)  # of the radius: a mixture of Rice laws
+        inside = cumulative_simpson(density, x=radii, initial=0.0)
+        beyond = cumulative_simpson(density[::-1], dx=radii[1], initial=0.0)[::-1]
+        with np.errstate(divide="ignore"):  # each form where it is accurate; infinite at the last radius, dropped below
+            noise = np.sqrt(-2 * np.where(inside < 0.5, np.log1p(-np.minimum(inside, 0.5)), np.log(beyond)))
+        noise[~np.isfinite(noise)] = -1.0
+        rising = np.diff(np.maximum.accumulate(noise), prepend=-1.0) > 0  # between narrow rings no mass tells radii apart
+        return radii[rising], noise[rising]
+
+
+def double_ring() -> Rings:
+    """The reference data of every kernel: equal mass on radii 1 and 3, jitter 0.05. Half of the mass lies beyond radius 2."""
+    return Rings((1.0, 3.0), 0.05)
+
+
+def outer_mass(x: Tensor) -> float:
+    """Share of x [N, 2] on the double ring's outer ring; 0.5 for the data, off by 0.5 / sqrt(N) for a sample of it."""
+    return float((x.norm(dim=1) > 2.0).double().mean())
+
+
+@dataclass(frozen=True)
+class ExactFlowMap:
+    """The flow map of a distribution: its probability-flow ODE, solved.
+
+    `kind` restricts it to the calls that such a model is trained for; the others raise ValueError.
+    """
+
+    distribution: Distribution
+    kind: FlowMapKind = "two_time"
+
+    def __call__(self, x: Tensor, t: float, s: float) -> Tensor:
+        if self.kind == "velocity":
+            raise ValueError("a velocity map makes no jumps; call velocity(x, t)")
+        if self.kind == "single_time" and s != 0.0:
+            raise ValueError(f"a single-time map reaches only s = 0, got s = {s}")
+        return self.distribution.carry(x, t, s)
+
+    def velocity(self, x: Tensor, t: float) -> Tensor:
+        if self.kind == "single_time":
+            raise ValueError("a single-time map has no velocity; call flow_map(x, t, 0.0)")
+        return self.distribution.velocity(x, t)
+
+
+def exact_flow_map(distribution: Distribution, kind: FlowMapKind = "two_time") -> ExactFlowMap:
+    """The exact flow map of a distribution, as a model of that kind would offer it."""
+    return ExactFlowMap(distribution, kind)
+
+
+def integrate_flow(distribution: Distribution, x: Tensor, t: float, s: float, *, stride: float = 0.25) -> Tensor:
+    """Carry x [N, D] along the probability-flow ODE from t to s, in either direction.
+
+    Eighth-order Runge-Kutta with fixed steps, so that a row does not depend on its batch. It moves z = cos(a) x_0 + sin(a) eps,
+    which is bounded and smooth at both ends, k = tan(a), in the variable log((k + finest) / (1 + k / extent)): the logarithm of
+    the noise-to-signal ratio where the data has structure, and finite at both ends.
+
+    Args:
+        stride: longest step in that variable.
+    Returns: [N, D], the dtype of x.
+    Source: DOP853 (Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I), its tableau as shipped by SciPy.
+    """
+    finest, extent = distribution.scales[0], 2 * distribution.scales[1]
+    start, end = (math.log((time + finest * (1 - time)) / (1 - time + time / extent)) for time in (t, s))
+    steps = max(1, math.ceil(abs(end - start) / stride))
+    width = (end - start) / steps
+
+    def slope(z: Tensor, place: float) -> Tensor:
+        angle = math.atan2(extent * max(math.exp(place) - finest, 0.0), max(extent - math.exp(place), 0.0))
+        sin, cos = math.sin(angle), math.cos(angle)
+        length = sin + cos  # x = z / length lies on the linear path at time sin / length
+        v = distribution.velocity(z / length, sin / length)
+        # dz/da = cos(a) eps_hat - sin(a) x0_hat, both predicted from v; then da/dplace
+        return ((cos - sin) * z + v) / length * ((sin + finest * cos) * (extent * cos + sin) / (extent - finest))
+
+    z = x.double() / math.hypot(t, 1 - t)
+    for step in range(steps):
+        z = z + width * _runge_kutta(slope, z, start + step * width, width)
+    return (z * math.hypot(s, 1 - s)).to(x.dtype)
+
+
+class EnergyTest(NamedTuple):
+    """The outcome of a two-sample energy test; `statistic` is the squared energy distance, 2 E|X-Y| - E|X-X'| - E|Y-Y'|."""
+
+    statistic: float
+    p_value: float
+
+
+def energy_test(x: Tensor, y: Tensor, *, permutations: int = 999, seed: int = 0) -> EnergyTest:
+    """Whether x and y come from one distribution, by the energy distance and random relabelling; consistent in any dimension.
+
+    Holds the pooled distances once, (n + m)^2 numbers; the statistics of all relabellings are one product with them. Its
+    smallest p-value is 1 / (permutations + 1): for larger samples, or corrected families of tests, use `EnergyReference`.
+
+    Args:
+        x: [n, D]. y: [m, D].
+        permutations: random relabellings that the statistic is ranked among.
+        seed: of the relabellings.
+    Raises: ValueError: if the samples differ in dimension or there are no permutations.
+    Source: Szekely and Rizzo, Journal of Statistical Planning and Inference 143 (2013).
+    """
+    if x.dim() != 2 or y.dim() != 2 or x.shape[1] != y.shape[1]:
+        raise ValueError(f"two samples of one space are compared, [n, D] and [m, D], got {tuple(x.shape)} and {tuple(y.shape)}")
+    if permutations < 1:
+        raise ValueError(f"a permutation test needs at least 1 permutation, got {permutations}")
+    pooled = torch.cat([x, y]).float()
+    labels = torch.cat([torch.full((len(x),), 1 / len(x)), torch.full((len(y),), -1 / len(y))])
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = torch.stack([labels[torch.randperm(len(pooled), generator=generator)] for _ in range(permutations)], 1)
+    weights = torch.cat([labels[:, None], shuffled], 1)  # [n + m, 1 + permutations]
+    energies = -(weights * (torch.cdist(pooled, pooled) @ weights)).double().sum(0)
+    at_least = int((energies[1:] >= energies[0]).sum())
+    return EnergyTest(float(energies[0]), (1 + at_least) / (1 + permutations))
+
+
+class EnergyReference:
+    """Exact samples of one distribution, against which many samples are tested; resolves p-values of any size.
+
+    Under the null, n m / (n + m) times the statistic is a sum of lambda_i chi^2_1 as n and m grow, where lambda_i is the
+    spectrum of the centred distance of the distribution. It is estimated once, on part of the reference, and the tail of the
+    sum is taken by its saddle point, whose error is relative. A permutation test would need 10^6 relabellings of every sample
+    to survive the correction for a family of hundreds.
+
+    Args:
+        samples: [m, D]; twice the size of the tested samples is a good balance of power and work.
+        spectrum_size: how many of them the spectrum is estimated on.
+    Source: Gretton, Fukumizu, Harchaoui and Sriperumbudur (NeurIPS 2009), spectral null; Kuonen, Biometrika 86 (1999), tail.
+    """
+
+    def __init__(self, samples: Tensor, *, spectrum_size: int = 1500):
+        self.samples = samples.float()
+        self.spread = mean_distance(self.samples, self.samples)
+        part = self.samples[:spectrum_size].double()
+        distance = torch.cdist(part, part)
+        centred = distance.mean(0) + distance.mean(1, keepdim=True) - distance - distance.mean()
+        self.spectrum = np.clip(torch.linalg.eigvalsh(centred / len(part)).numpy(), 0.0, None)
+
+    def test(self, x: Tensor) -> EnergyTest:
+        """Whether x [n, D] comes from the distribution of the reference."""
+        n, m = len(x), len(self.samples)
+        statistic = 2 * mean_distance(x, self.samples) - mean_distance(x, x) - self.spread
+        return EnergyTest(statistic, chi_squares_tail(self.spectrum, statistic * n * m / (n + m)))
+
+
+def mean_distance(x: Tensor, y: Tensor) -> float:
+    """Mean Euclidean distance over all pairs of x [n, D] and y [m, D]; of x and itself, each point's zero included.
+
+    In float32 and blocks that stay in the processor's cache: half a nanosecond per pair.
+    """
+    rows, columns = 128, 1024
+    a, b = x.float(), y.float()
+    lengths_a, lengths_b = a.square().sum(1, keepdim=True), b.square().sum(1, keepdim=True)
+    left = torch.cat([-2 * a, lengths_a, torch.ones_like(lengths_a)], 1)
+    right = [piece.T.contiguous() for piece in torch.cat([b, torch.ones_like(lengths_b), lengths_b], 1).split(columns)]
+    total = 0.0
+    for i, piece in enumerate(right):
+        strips = left[: i * columns] if x is y else left  # of a symmetric table only the blocks above the diagonal, twice
+        for strip in strips.split(rows):
+            distance = (strip @ piece).clamp_min_(0).sqrt_()
+            total += (2 if x is y else 1) * float(distance.sum(1).double().sum())
+        if x is y:
+            own = a[i * columns : (i + 1) * columns]
+            total += float(torch.cdist(own, own, compute_mode="donot_use_mm_for_euclid_dist").sum(1).double().sum())
+    return total / (len(a) * len(b))
+
+
+def chi_squares_tail(weights: np.ndarray, value: float) -> float:
+    """P(sum_i weights_i chi^2_1 >= value) by the saddle point; relative error of a few percent far into the tail.
+
+    Source: Kuonen, Biometrika 86 (1999), after Lugannani and Rice.
+    """
+    lam = weights[weights > 1e-12 * weights.max()] / weights.max()
+    point = value / weights.max()
+    if point <= 0:
+        return 1.0
+
+    def excess(theta: float) -> float:
+        return float((lam / (1 - 2 * theta * lam)).sum()) - point
+
+    theta = brentq(excess, -len(lam) / (2 * point) - 1.0, 0.5 * (1 - 1e-12), xtol=1e-14)
+    if abs(theta) < 1e-5:  # at the mean both terms below diverge and cancel: step beside it
+        return 0.5 * (chi_squares_tail(weights, value * 1.001) + chi_squares_tail(weights, value * 0.999))
+    w = math.copysign(math.sqrt(2 * (theta * point + 0.5 * float(np.log1p(-2 * theta * lam).sum()))), theta)
+    v = theta * math.sqrt(float((2 * lam**2 / (1 - 2 * theta * lam) ** 2).sum()))
+    return float(np.exp(log_ndtr(-(w + math.log(v / w) / w))))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for the whole family, valid however the tests depend on one another.
+
+    Returns: one for each, in the order given; reject where it is at most the family's level.
+    Source: Holm, Scandinavian Journal of Statistics 6 (1979).
+    """
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p)
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return adjusted.tolist()
+
+
+def _runge_kutta(slope, z: Tensor, place: float, width: float) -> Tensor:  # type: ignore[no-untyped-def]
+    """The average slope over one step of the eighth-order method."""
+    stages: list[Tensor] = []
+    for row, at in zip(DOP853.A, DOP853.C, strict=True):
+        shift = sum((width * a * k for a, k in zip(row, stages, strict=False) if a), torch.zeros_like(z))
+        stages.append(slope(z + shift, place + at * width))
+    return sum((b * k for b, k in zip(DOP853.B, stages, strict=True) if b), torch.zeros_like(z))
+
+
+def _normal(generator: torch.Generator, num: int, dimension: int) -> Tensor:
+    return torch.randn(num, dimension, generator=generator, dtype=torch.float64)
