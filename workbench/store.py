@@ -281,6 +281,13 @@ class Store:
         with self._writing() as connection:
             connection.execute(update(RUNS).where(RUNS.c.id == run).values(values))
 
+    def write_traceback(self, run: str, text: str) -> Path:
+        """Keep the traceback of what ended the run in its directory."""
+        path = self.folder(run) / "error.txt"
+        with self._disk(path.parent):
+            path.write_text(text)
+        return path
+
     def heartbeat(self, run: str) -> None:
         """Say that the driver lives."""
         with self._writing() as connection:

@@ -1,0 +1,230 @@
+"""The life of a run, apart from its work: its events are recorded one by one, and wishes obeyed between two of them."""
+
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from workbench.contracts import RewardFailed
+from workbench.events import CheckpointReady, Controls, Event, Finished, IterationDone, Started
+from workbench.store import Store, StoreError
+
+T = TypeVar("T")
+Start = Callable[[CheckpointReady | None, Controls], Iterator[Event]]
+
+POLL_SECONDS = 0.2
+"""Wishes are looked for at most this often, and after every iteration."""
+
+_HEARTBEAT_SECONDS = 2.0
+
+
+class Job:
+    """One run being driven, event by event, by whichever thread calls `advance`; it has none of its own.
+
+    A pause takes effect at the next event; stop, save and sample at the end of the iteration, for which a paused run goes on.
+    A run that pauses by itself is over for the job: it is resumed from its last checkpoint by a new one.
+
+    Args:
+        start: begins the run from a checkpoint or from nothing; called at the first `advance`, since it may load a model.
+        resume: where to go on from; None begins anew.
+    Raises: ValueError: if a living process drives the run already.
+    """
+
+    def __init__(self, store: Store, run: str, start: Start, resume: CheckpointReady | None = None) -> None:
+        store.claim(run)
+        self.run = run
+        self.over = False
+        self.error: str | None = None
+        self._store = store
+        self._start = start
+        self._resume = resume
+        self._controls = Controls()
+        self._events: Iterator[Event] | None = None
+        self._status = "queued"
+        self._pausing = self._stopping = False
+        self._iteration = 0
+        self._asked: deque[str] = deque()
+        self._woken = threading.Event()
+        self._polled = self._heard = time.monotonic() - POLL_SECONDS
+        self._ending = self._trace = ""  # the final status and a traceback, as long as the disk refuses them
+
+    @property
+    def paused(self) -> bool:
+        """Somebody asked for a pause, and nothing is left to do before it."""
+        wanted = self._controls.stop or self._controls.save or self._controls.sample
+        return self._pausing and not wanted and not self.over
+
+    def advance(self) -> Event | None:
+        """Take one event and record it. None where the run is paused or has just ended.
+
+        Every exception of a run ends here: the status says what became of it, and `error` why.
+        """
+        if self.over:
+            return None
+        try:
+            self._obey()
+            return None if self.paused else self._take()
+        except (FloatingPointError, RewardFailed) as error:
+            self._end("paused", error)
+        except (Exception, SystemExit) as error:
+            self._end("failed", error)
+        except KeyboardInterrupt:
+            self._end("stopped")
+            raise
+        return None
+
+    def ask(self, wanted: str) -> None:
+        """Wish without the store, from any thread or signal handler of this process; the words of `Store.wish`."""
+        self._asked.append(wanted)
+        self._woken.set()
+
+    def wait(self, timeout: float = POLL_SECONDS) -> None:
+        """Let a little time pass while paused; ends early when asked something."""
+        self._woken.wait(timeout)
+
+    def settle(self) -> bool:
+        """Write down how the run ended, if the disk refused that before; whether it is written."""
+        try:
+            if self._ending:
+                self._store.set_status(self.run, self._ending, self.error)
+                self._ending = ""
+            if self._trace:
+                self._store.write_traceback(self.run, self._trace)
+                self._trace = ""
+        except StoreError:
+            return False
+        return True
+
+    def _take(self) -> Event | None:
+        if self._events is None:
+            self._say("running")
+            self._events = self._start(self._resume, self._controls)
+            self._resume = None
+        event = next(self._events, None)
+        if event is None:
+            self._end("stopped" if self._stopping and not self._complete() else "done")
+            return None
+        if self._store.record(self.run, event) is not None:
+            self._heard = time.monotonic()
+        if isinstance(event, Started | IterationDone | Finished):
+            self._iteration = event.iteration
+        if isinstance(event, IterationDone):
+            self._obey(at_once=True)
+        return event
+
+    def _obey(self, at_once: bool = False) -> None:
+        now = time.monotonic()
+        self._woken.clear()
+        wishes = [self._asked.popleft() for _ in range(len(self._asked))]
+        if at_once or now - self._polled >= POLL_SECONDS:
+            self._polled = now
+            wishes += self._store.take_wishes(self.run)
+        for wanted in wishes:
+            if wanted in ("run", "pause"):
+                self._pausing = wanted == "pause"
+            elif wanted == "stop":
+                self._stopping = self._controls.stop = True
+            else:
+                setattr(self._controls, wanted, True)
+        if self.paused or self._events is not None:
+            self._say("paused" if self.paused else "running")
+        if now - self._heard >= _HEARTBEAT_SECONDS:
+            self._store.heartbeat(self.run)
+            self._heard = now
+
+    def _say(self, status: str) -> None:
+        if status != self._status:
+            self._store.set_status(self.run, status)
+            self._status = status
+
+    def _complete(self) -> bool:
+        total = self._store.run(self.run).iterations
+        return total is not None and self._iteration >= total
+
+    def _end(self, status: str, error: BaseException | None = None) -> None:
+        self.over = True
+        if error is not None:
+            told = isinstance(error, FloatingPointError | RewardFailed | StoreError) and str(error)
+            self.error = str(error) if told else f"{type(error).__name__}: {error}"
+            self._trace = "".join(traceback.format_exception(error))
+        self._events = self._resume = None  # closes a generator that was left in the middle, so that it cleans up
+        self._ending = status
+        self.settle()
+
+
+class Worker:
+    """One thread, which owns the device: it takes one event from each job in turn, and runs calls between two events."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._jobs: list[Job] = []
+        self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._closing = self._abandoned = False
+        self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Drive a job until it is over, beside the others."""
+        with self._changed:
+            self._refuse_if_closing()
+            self._jobs.append(job)
+            self._changed.notify()
+
+    def call(self, function: Callable[[], T]) -> "Future[T]":
+        """Run a function on the worker's thread before the next event; its result or its exception goes to the future."""
+        future: Future[T] = Future()
+        with self._changed:
+            self._refuse_if_closing()
+            self._calls.append((future, function))
+            self._changed.notify()
+        return future
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Ask every job to stop with a checkpoint, and wait; whether all had ended within `timeout` seconds."""
+        with self._changed:
+            self._closing = True
+            for job in self._jobs:
+                job.ask("stop")
+            self._changed.notify()
+        self._thread.join(timeout)
+        self._abandoned = True
+        return not self._thread.is_alive()
+
+    def _refuse_if_closing(self) -> None:
+        if self._closing:
+            raise RuntimeError("the worker is closing and takes nothing more")
+
+    def _work(self) -> None:
+        while (jobs := self._wait()) is not None:
+            self._answer_calls()
+            for job in jobs:
+                if self._abandoned:
+                    break
+                job.advance()
+                self._answer_calls()
+            with self._changed:
+                self._jobs = [job for job in self._jobs if not (job.over and job.settle())]
+        for future, _ in self._calls:
+            future.cancel()
+
+    def _wait(self) -> list[Job] | None:
+        """The jobs to take an event from; None once everything has ended and more is not to come."""
+        with self._changed:
+            self._changed.wait_for(self._has_work, timeout=POLL_SECONDS if self._jobs else None)
+            ended = self._abandoned or all(job.over for job in self._jobs)
+            return None if self._closing and ended else list(self._jobs)
+
+    def _has_work(self) -> bool:
+        return self._closing or bool(self._calls) or any(not (job.over or job.paused) for job in self._jobs)
+
+    def _answer_calls(self) -> None:
+        while self._calls:
+            future, function = self._calls.popleft()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function())
+                except Exception as error:
+                    future.set_exception(error)
