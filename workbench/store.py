@@ -6,7 +6,6 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,70 +16,21 @@ from sqlalchemy.exc import OperationalError
 from workbench import checkpoints
 from workbench.checkpoints import CheckpointError
 from workbench.events import CheckpointReady, Event, GroupsScored, IterationDone, Preview, Progress, Started
-from workbench.exact_json import fields_of, from_json, to_json
+from workbench.exact_json import fields_of, to_json
 from workbench.pictures import choose_to_drop, write_sprite
-from workbench.processes import is_alive, this_process
+from workbench.processes import this_process
+from workbench.records import DRIVEN, Row, Run, numbers_of, read_row, read_run
 from workbench.tables import BUSY_SECONDS, EVENTS, RUNS, WISHES, open_database
 
-__all__ = ["OVER", "WISHABLE", "CheckpointError", "Row", "Run", "Store", "StoreError"]
-
-OVER = ("done", "stopped", "failed", "crashed")
-"""Statuses in which nothing drives the run."""
+__all__ = ["WISHABLE", "CheckpointError", "Row", "Run", "Store", "StoreError"]
 
 WISHABLE = ("run", "pause", "stop", "save", "sample")
 
-_DRIVEN = ("queued", "running", "paused")
-_SILENCE_SECONDS = 30.0  # after which a run on another host counts as crashed
 _ROLLOUT_TILE = 160  # pixels; evaluations keep their size
 
 
 class StoreError(RuntimeError):
     """The disk or the database refuses to be written; says where, why and what can be done."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run as the store knows it. Times are seconds since 1970; `iterations` is None where the total is not known.
-
-    `status` is one of queued, running, paused, done, stopped, failed, crashed; "paused" with an `error` means that it paused
-    by itself, and that it can be resumed from its last checkpoint.
-    """
-
-    id: str
-    kind: str
-    title: str
-    origin: str
-    command: str
-    parent: str | None
-    config: dict[str, Any]
-    status: str
-    wanted: str
-    error: str | None
-    iteration: int
-    iterations: int | None
-    created: float
-    updated: float
-    host: str | None
-    pid: int | None
-
-    @property
-    def over(self) -> bool:
-        """Nothing drives it, so that wishes are in vain; it may be resumable."""
-        return self.status in OVER or (self.status == "paused" and self.pid is None)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One recorded event; `data` holds its fields, with the keys of mappings as text.
-
-    A preview reads {"sprite": file name or None once thinned, "tile": [width, height], "columns": ..., "count": ...}.
-    """
-
-    id: int
-    kind: str
-    iteration: int
-    time: float
-    data: dict[str, Any]
 
 
 class Store:
@@ -132,7 +82,7 @@ class Store:
     def runs(self, kind: str | None = None) -> list[Run]:
         """All runs, of one kind if given, newest first."""
         query = select(RUNS).order_by(RUNS.c.created.desc(), RUNS.c.id.desc())
-        return [_read_run(row) for row in self._read(query if kind is None else query.where(RUNS.c.kind == kind))]
+        return [read_run(row) for row in self._read(query if kind is None else query.where(RUNS.c.kind == kind))]
 
     def run(self, run: str) -> Run:
         """The run with this id, or the only one whose id begins so, or "latest".
@@ -147,7 +97,7 @@ class Store:
             if run and not found:
                 found = self._read(newest.where(RUNS.c.id.startswith(run, autoescape=True)))
         if len(found) == 1:
-            return _read_run(found[0])
+            return read_run(found[0])
         recent = ", ".join(row.id for row in (found or self._read(newest)))
         if found:
             raise ValueError(f"run {run!r} is ambiguous; it may be any of: {recent}")
@@ -203,7 +153,7 @@ class Store:
     def events(self, run: str, after: int = 0, kinds: Sequence[str] | None = None, limit: int | None = None) -> list[Row]:
         """Rows past the cursor `after`, oldest first; of some kinds if given."""
         query = select(EVENTS).where(EVENTS.c.run == run, EVENTS.c.id > after).order_by(EVENTS.c.id).limit(limit)
-        return [_read_row(row) for row in self._read(query if kinds is None else query.where(EVENTS.c.kind.in_(kinds)))]
+        return [read_row(row) for row in self._read(query if kinds is None else query.where(EVENTS.c.kind.in_(kinds)))]
 
     def metrics(self, run: str, after: int = 0) -> dict[str, list[tuple[int, float]]]:
         """Curves by name, as (iteration, value) in order, from the rows past the cursor `after`.
@@ -213,7 +163,7 @@ class Store:
         """
         curves: dict[str, list[tuple[int, float]]] = {}
         for row in self.events(run, after, kinds=("IterationDone", "Evaluated")):
-            for name, value in (_update_numbers if row.kind == "IterationDone" else _held_out_numbers)(row.data):
+            for name, value in numbers_of(row):
                 curves.setdefault(name, []).append((row.iteration, value))
         return curves
 
@@ -264,7 +214,7 @@ class Store:
             row = connection.execute(select(RUNS).where(RUNS.c.id == run)).one_or_none()
             if row is None:
                 raise ValueError(f"unknown run {run!r}")
-            found = _read_run(row)
+            found = read_run(row)
             if found.pid is not None and not found.over:
                 raise ValueError(f"run {run} is {found.status} in process {found.pid} on {found.host}; stop it there first")
             host, pid, started = this_process()
@@ -276,7 +226,7 @@ class Store:
     def set_status(self, run: str, status: str, error: str | None = None) -> None:
         """What the driver says of its run. A status with an error, and every final one, lets go of it."""
         values: dict[str, Any] = {"status": status, "error": error, "updated": time.time()}
-        if error is not None or status not in _DRIVEN:
+        if error is not None or status not in DRIVEN:
             values |= {"pid": None, "process_started": None}
         with self._writing() as connection:
             connection.execute(update(RUNS).where(RUNS.c.id == run).values(values))
@@ -424,36 +374,3 @@ def _progress_of(event: Event) -> dict[str, Any]:
 
 def _whole_number(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _read_run(row: Any) -> Run:
-    values = dict(row._mapping)
-    started = values.pop("process_started")
-    if values["status"] in _DRIVEN and values["pid"] is not None:
-        alive = is_alive(values["host"], values["pid"], started)
-        if alive is None:
-            alive = time.time() - values["updated"] < _SILENCE_SECONDS
-        if not alive:
-            error = f"process {values['pid']} on {values['host']} ended while the run was {values['status']}"
-            values |= {"status": "crashed", "error": error}
-    return Run(**values | {"config": from_json(values["config"])})
-
-
-def _read_row(row: Any) -> Row:
-    data = from_json(row.data)
-    if row.picture is None:
-        data |= {name: value | {"sprite": None} for name, value in data.items() if isinstance(value, dict) and "sprite" in value}
-    return Row(row.id, row.kind, row.iteration, row.time, data)
-
-
-def _update_numbers(data: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    yield "seconds", data["seconds"]
-    yield from data["metrics"].items()
-
-
-def _held_out_numbers(data: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    for steps, measures in data["measures"].items():
-        for name, measure in measures.items():
-            yield f"held_out/{name}@{steps}", measure["value"]
-    for name, measure in data["breakdown"].items():
-        yield f"held_out/skill/{name}", measure["value"]

@@ -1,0 +1,95 @@
+"""Runs and recorded events as they are read back."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from workbench.exact_json import from_json
+from workbench.processes import is_alive
+
+OVER = ("done", "stopped", "failed", "crashed")
+"""Statuses in which nothing drives the run."""
+
+DRIVEN = ("queued", "running", "paused")
+"""Statuses in which a living process drives the run, or may."""
+
+_SILENCE_SECONDS = 30.0  # after which a run on another host counts as crashed
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as the store knows it. Times are seconds since 1970; `iterations` is None where the total is not known.
+
+    `status` is one of queued, running, paused, done, stopped, failed, crashed; "paused" with an `error` means that it paused
+    by itself, and that it can be resumed from its last checkpoint.
+    """
+
+    id: str
+    kind: str
+    title: str
+    origin: str
+    command: str
+    parent: str | None
+    config: dict[str, Any]
+    status: str
+    wanted: str
+    error: str | None
+    iteration: int
+    iterations: int | None
+    created: float
+    updated: float
+    host: str | None
+    pid: int | None
+
+    @property
+    def over(self) -> bool:
+        """Nothing drives it, so that wishes are in vain; it may be resumable."""
+        return self.status in OVER or (self.status == "paused" and self.pid is None)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recorded event; `data` holds its fields, with the keys of mappings as text.
+
+    A preview reads {"sprite": file name or None once thinned, "tile": [width, height], "columns": ..., "count": ...}.
+    """
+
+    id: int
+    kind: str
+    iteration: int
+    time: float
+    data: dict[str, Any]
+
+
+def read_run(row: Any) -> Run:
+    """A run from its SQL row; one whose driver has died reads as crashed."""
+    values = dict(row._mapping)
+    started = values.pop("process_started")
+    if values["status"] in DRIVEN and values["pid"] is not None:
+        alive = is_alive(values["host"], values["pid"], started)
+        if alive is None:
+            alive = time.time() - values["updated"] < _SILENCE_SECONDS
+        if not alive:
+            error = f"process {values['pid']} on {values['host']} ended while the run was {values['status']}"
+            values |= {"status": "crashed", "error": error}
+    return Run(**values | {"config": from_json(values["config"])})
+
+
+def read_row(row: Any) -> Row:
+    """An event from its SQL row; the preview of one whose picture was thinned names no file."""
+    data = from_json(row.data)
+    if row.picture is None:
+        data |= {name: value | {"sprite": None} for name, value in data.items() if isinstance(value, dict) and "sprite" in value}
+    return Row(row.id, row.kind, row.iteration, row.time, data)
+
+
+def numbers_of(row: Row) -> Iterator[tuple[str, float]]:
+    """The names and values that a row adds to the curves of its run."""
+    if row.kind == "IterationDone":
+        yield "seconds", row.data["seconds"]
+        yield from row.data["metrics"].items()
+    if row.kind == "Evaluated":
+        for steps, measures in row.data["measures"].items():
+            yield from ((f"held_out/{name}@{steps}", measure["value"]) for name, measure in measures.items())
+        yield from ((f"held_out/skill/{name}", measure["value"]) for name, measure in row.data["breakdown"].items())
