@@ -1,0 +1,103 @@
+"""The dashboard: builds the pages, reads host, port and password, serves. `python app.py --help` lists the options."""
+
+import os
+import socket
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported; the page works offline
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def main(
+    host: Annotated[str, typer.Option(help="address to listen on; another than this machine's own needs a password")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="port to listen on")] = 7860,
+    runs: Annotated[Path, typer.Option(help="folder of the runs")] = Path("runs"),
+    store: Annotated[str, typer.Option(help="database of the runs as an SQLAlchemy URL; by default SQLite inside the folder")] = "",
+    auth: Annotated[str, typer.Option(envvar="WORKBENCH_AUTH", help="USER:PASSWORD that visitors must give")] = "",
+) -> None:
+    """Open the workbench in a browser: start, watch and control runs."""
+    user, _, password = auth.partition(":")
+    if auth and not (user and password):
+        _refuse("--auth must be USER:PASSWORD, with neither of them empty")
+    if host not in LOOPBACK and not auth:
+        _refuse(f"--host {host} would let anyone on the network control this machine; give --auth USER:PASSWORD, or keep 127.0.0.1")
+    if not _is_free(host, port):
+        _refuse(f"port {port} is in use; port {_free_port(host)} is free: python app.py --port {_free_port(host)}")
+    serve(host, port, runs, store or None, (user, password) if auth else None)
+
+
+def serve(host: str, port: int, runs: Path, url: str | None, auth: tuple[str, str] | None) -> None:
+    """Build the page and serve it until interrupted; runs of this process then stop with a checkpoint."""
+    import gradio as gr
+
+    from workbench.jobs import Worker
+    from workbench.panels import PANELS
+    from workbench.panels.train import ASSETS
+    from workbench.store import Store, StoreError
+    from workbench.studio import Studio
+
+    try:
+        studio = Studio(Store(runs, url), Worker())
+    except StoreError as error:
+        _refuse(str(error))
+    plotly = Path(next(iter(find_spec("plotly").submodule_search_locations))) / "package_data"
+    gr.set_static_paths([ASSETS, plotly / "plotly.min.js"])
+    with gr.Blocks(title="Flow-Map Workbench", analytics_enabled=False) as page:
+        _tabs(PANELS, studio)
+    page.launch(
+        server_name=host,
+        server_port=port,
+        auth=auth,
+        css_paths=sorted(ASSETS.glob("*.css")),
+        head=f'<script>window.workbenchPlotly = "/gradio_api/file={(plotly / "plotly.min.js").as_posix()}"</script>',
+        footer_links=[],
+        ssr_mode=False,
+        quiet=True,
+        prevent_thread_lock=True,
+    )
+    page.allowed_paths = studio.image_folders  # grows as runs are looked at; nothing else of a run is ever served
+    print(f"Flow-Map Workbench is ready: {page.local_url}", flush=True)
+    try:
+        page.block_thread()
+    finally:
+        studio.worker.close(timeout=30)
+
+
+def _tabs(panels: dict, studio: object) -> None:
+    """One page needs no tab; several get one each."""
+    import gradio as gr
+
+    if len(panels) == 1:
+        next(iter(panels.values()))(studio)
+        return
+    with gr.Tabs():
+        for name, build in panels.items():
+            with gr.Tab(name):
+                build(studio)
+
+
+def _is_free(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        return probe.connect_ex((host if host != "0.0.0.0" else "127.0.0.1", port)) != 0
+
+
+def _free_port(host: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _refuse(sentence: str) -> None:
+    print(sentence, file=sys.stderr)
+    raise SystemExit(2)
+
+
+if __name__ == "__main__":
+    typer.run(main)

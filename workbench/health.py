@@ -1,0 +1,176 @@
+"""Whether a run is healthy, hacked or broken, in plain sentences with a remedy; a pure judgement of recorded numbers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from workbench.events import Level
+from workbench.history import History, Recorded
+
+HACKED = 3.0
+"""A picture statistic this many times its base value is drift, whatever the reward says."""
+NARROW = 0.85
+"""Least share of the base's in-group diversity that counts as healthy."""
+COMPARABLE = {"diversity", "layouts", "distance_to_base", "saturation", "reward"}
+"""Measures of every evaluation that are neither a reward nor one of the task's own statistics."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One thing that people should know about a run."""
+
+    level: Level
+    title: str
+    sentence: str
+    remedy: str = ""
+
+
+def verdicts(history: History, config: Mapping[str, Any], status: str, error: str | None = None) -> list[Verdict]:
+    """What to say about a run, gravest first; never empty."""
+    found = [*_ended_badly(status, error), *_hacking(history, config), *_collapse(history, config), *_signal(history, config)]
+    order = {"red": 0, "amber": 1, "green": 2}
+    return sorted(found, key=lambda verdict: order[verdict.level]) or [_fine(history, config, status)]
+
+
+def held_out_reward(history: History, config: Mapping[str, Any]) -> list[tuple[int, float, float, float]]:
+    """The trained reward on held-out prompts: iteration, value, low, high.
+
+    Where only its parts were measured, their weighted sum; the bounds are then summed as well, which is wider than exact.
+    """
+    steps = rollout_steps(config)
+    measured = history.measure(steps, "reward")
+    if measured:
+        return measured
+    weights = {item["reward"]["name"]: float(item["weight"]) for item in config.get("rewards", ())}
+    parts = {name: {at: rest for at, *rest in history.measure(steps, name)} for name, weight in weights.items() if weight}
+    if not parts:
+        return []
+    common = sorted(set.intersection(*(set(points) for points in parts.values())))
+    summed = []
+    for at in common:
+        value, low, high = (sum(weights[name] * points[at][i] for name, points in parts.items()) for i in range(3))
+        summed.append((at, value, min(low, high), max(low, high)))
+    return summed
+
+
+def rollout_steps(config: Mapping[str, Any]) -> int | None:
+    """The number of sampling steps that a run trains and evaluates with; None where it has no rollouts."""
+    return config.get("rollout", {}).get("steps")
+
+
+def statistics(history: History, config: Mapping[str, Any]) -> list[str]:
+    """Names of the measures that no reward sees: the task's own statistics."""
+    if not history.evaluations:
+        return []
+    rewards = {item["reward"]["name"] for item in config.get("rewards", ())}
+    names = {name for measures in history.evaluations[0].data["measures"].values() for name in measures}
+    return sorted(names - rewards - COMPARABLE)
+
+
+def _ended_badly(status: str, error: str | None) -> list[Verdict]:
+    if status == "paused" and error:
+        remedy = "The last good checkpoint is kept. Lower the learning rate or raise the KL weight in a new run, or press Resume to go on from it."
+        return [Verdict("red", "Paused by itself", error, remedy)]
+    if status == "crashed":
+        sentence = "The process that drove this run is gone without finishing it."
+        return [Verdict("red", "Crashed", sentence, "Press Resume: it goes on from its last checkpoint, with the same numbers as if nothing had happened.")]
+    if status == "failed":
+        remedy = "The full traceback is in error.txt in the run's folder. Mend the cause, then press Resume."
+        return [Verdict("red", "Failed", error or "The run ended with an error.", remedy)]
+    return []
+
+
+def _hacking(history: History, config: Mapping[str, Any]) -> list[Verdict]:
+    """Statistics far from the base while the training reward rises."""
+    reward = history.metric("reward")
+    if len(history.evaluations) < 2 or len(reward) < 2 or not _rises([value for _, value in reward]):
+        return []
+    found = []
+    for name in statistics(history, config):
+        points = history.measure(rollout_steps(config), name)
+        if len(points) < 2 or points[0][1] <= 0:
+            continue
+        growth = points[-1][1] / points[0][1]
+        if growth > HACKED:
+            since = next(at for at, value, *_ in points if value > HACKED * points[0][1])
+            sentence = (
+                f"Training reward rises, but {_words(name)} is {growth:.1f} times the base's, past {HACKED:g} times since iteration {since}: "
+                "the policy is learning to please the reward rather than to follow the prompt."
+            )
+            remedy = f"Raise grpo.kl_weight, give a fidelity reward more weight, or go back to a checkpoint before iteration {since}."
+            found.append(Verdict("red", "Reward hacking suspected", sentence, remedy))
+    return found
+
+
+def _collapse(history: History, config: Mapping[str, Any]) -> list[Verdict]:
+    found = []
+    for name in ("layouts", "diversity"):
+        points = history.measure(rollout_steps(config), name)
+        if len(points) < 2 or points[0][1] <= 0:
+            continue
+        share = points[-1][1] / points[0][1]
+        if share < NARROW:
+            what = "different compositions in a group" if name == "layouts" else "difference between images of a group"
+            level: Level = "red" if share < 0.5 else "amber"
+            sentence = f"Images of one prompt grow alike: {what}, {share:.0%} of the base's."
+            found.append(Verdict(level, "Diversity is shrinking", sentence, "Raise the KL weight, lower the learning rate, or stop earlier."))
+            break
+    held = held_out_reward(history, config)
+    trained = history.metric("reward")
+    if len(held) > 2 and _rises([v for _, v in trained]) and held[-1][3] < max(v for _, v, *_ in held[:-1]) - 1e-9 and held[-1][1] < held[0][1]:
+        sentence = "Training reward rises while the held-out reward has fallen below the base's."
+        found.append(Verdict("amber", "Held-out reward falls", sentence, "Stop, and take the best checkpoint; then raise the KL weight or use more prompts."))
+    return found
+
+
+def _signal(history: History, config: Mapping[str, Any]) -> list[Verdict]:
+    found = []
+    groups = history.groups
+    if groups is not None:
+        quiet = quiet_groups(groups)
+        if quiet > 0.75:
+            sentence = f"{quiet:.0%} of the latest groups have no spread of reward, so they give no gradient."
+            found.append(Verdict("amber", "Little to learn from", sentence, "Use prompts of middling difficulty, larger groups, or more sampler noise."))
+    held = held_out_reward(history, config)
+    trained = history.metric("reward")
+    if len(held) > 1 and trained and trained[-1][0] >= 40 and held[-1][2] <= held[0][1] and not _rises([v for _, v in trained]):
+        sentence = f"After {trained[-1][0]} iterations the held-out reward is still within the base's error band."
+        found.append(Verdict("amber", "Not learning yet", sentence, "Raise the learning rate, or the sampler's noise so that groups differ more."))
+    return found
+
+
+def quiet_groups(groups: Recorded) -> float:
+    """Share of groups whose advantages are all exactly zero."""
+    size, advantages = groups.data["group_size"], groups.data["advantages"]
+    starts = range(0, len(advantages), size)
+    return sum(not any(advantages[at : at + size]) for at in starts) / max(1, len(starts))
+
+
+def _fine(history: History, config: Mapping[str, Any], status: str) -> Verdict:
+    held = held_out_reward(history, config)
+    if not history.evaluations and not history.metrics:
+        return Verdict("green", "Starting", "The base is being evaluated first, so that there is something to compare with.")
+    if len(held) < 2:
+        sentence = f"{status.capitalize()}. Nothing wrong so far; the next held-out evaluation will tell more."
+        return Verdict("green", "So far, so good", sentence)
+    gain = f"Held-out reward went from {held[0][1]:.3g} to {held[-1][1]:.3g} by iteration {held[-1][0]}"
+    drift = [f"{_words(name)} {ratio:.1f}x the base's" for name in statistics(history, config) if (ratio := _growth(history, config, name))]
+    return Verdict("green", "Healthy", gain + (f"; {', '.join(drift)}" if drift else "") + ".")
+
+
+def _growth(history: History, config: Mapping[str, Any], name: str) -> float | None:
+    points = history.measure(rollout_steps(config), name)
+    return points[-1][1] / points[0][1] if len(points) > 1 and points[0][1] > 0 else None
+
+
+def _rises(values: Sequence[float]) -> bool:
+    """The last tenth lies clearly above the first: by more than the noise between neighbours explains."""
+    part = max(1, len(values) // 10)
+    first, last = values[:part], values[-part:]
+    jumps = sorted(abs(b - a) for a, b in zip(values, values[1:], strict=False))
+    noise = jumps[len(jumps) // 2] if jumps else 0.0
+    return sum(last) / len(last) - sum(first) / len(first) > 0.5 * noise
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")

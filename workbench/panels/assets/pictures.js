@@ -1,0 +1,201 @@
+// Images: groups sorted by reward, one image in detail, and the strip of before and now. Sheets are files; a tile is a background position.
+window.workbench.pictures = (() => {
+  const wb = window.workbench;
+  let shown = null, selected = null, loading = 0;
+
+  // Whole multiples keep pixel art crisp; large tiles are shown smaller instead.
+  const scaled = (tile, wanted) => tile[0] > wanted ? wanted / tile[0] : Math.max(1, Math.round(wanted / tile[0]));
+  const paint = (node, sheet, index, wanted) => {
+    const scale = scaled(sheet.tile, wanted), [width, height] = sheet.tile.map((side) => side * scale);
+    const rows = Math.ceil(sheet.count / sheet.columns);
+    const style = {
+      width: `${width}px`, height: `${height}px`,
+      backgroundImage: `url("${wb.fileUrl(sheet.path)}")`,
+      backgroundSize: `${sheet.columns * width}px ${rows * height}px`,
+      backgroundPosition: `${-(index % sheet.columns) * width}px ${-Math.floor(index / sheet.columns) * height}px`,
+      imageRendering: scale >= 1 ? "pixelated" : "auto",
+    };
+    for (const [name, value] of Object.entries(style)) if (node.style[name] !== value) node.style[name] = value;
+  };
+  // A sheet is decoded before it is shown, so that no blank frame comes between two iterations.
+  const ready = async (sheet) => {
+    if (!sheet) return;
+    const image = new Image();
+    image.src = wb.fileUrl(sheet.path);
+    await image.decode().catch(() => undefined);
+  };
+
+  const sign = (image, quiet) => quiet ? "○" : image.advantage > 0 ? "▲" : image.advantage < 0 ? "▼" : "○";
+  const signed = (value) => `${value > 0 ? "+" : value < 0 ? "−" : ""}${Math.abs(value).toFixed(1)}`;
+  const direction = (image, quiet) => quiet || image.advantage === 0 ? "none" : image.advantage > 0 ? "up" : "down";
+  const meaning = { up: "pushed up", down: "pushed down", none: "no gradient" };
+
+  const tileNode = () => {
+    const node = wb.make("button", "wb-tile");
+    node.type = "button";
+    node.append(wb.make("span", "pic"), wb.make("span", "adv"), wb.make("span", "rew"), wb.make("span", "wb-sr"));
+    return node;
+  };
+  const fillTile = (node, data, group, image, rank) => {
+    const [picture, advantage, reward, words] = node.children, way = direction(image, group.quiet);
+    wb.setAttr(node, "data-way", way);
+    node.style.setProperty("--pull", `${group.quiet ? 0 : Math.min(100, 35 + 35 * Math.abs(image.advantage))}%`);
+    if (data.sheet) paint(picture, data.sheet, image.tile, 80); else picture.style.backgroundImage = "";
+    wb.setText(advantage, group.quiet ? "○" : `${sign(image)} ${signed(image.advantage)}`);
+    wb.setText(reward, image.reward.toFixed(2));
+    wb.setText(words, ` reward, ${meaning[way]}, rank ${rank + 1} for ${group.prompt}`);
+    node.details = { data, group, image, rank };
+    wb.setAttr(node, "aria-pressed", Boolean(selected) && selected.data.row === data.row && selected.image.tile === image.tile);
+  };
+
+  const drawGroups = (data) => {
+    const box = wb.slot("rows");
+    const rows = [...box.querySelectorAll(".wb-group")];
+    if (!rows.length) box.replaceChildren();
+    data.groups.forEach((group, place) => {
+      let row = rows[place];
+      if (!row) {
+        row = wb.make("section", "wb-group");
+        const head = wb.make("div", "wb-prompt");
+        head.append(wb.make("h3"), wb.make("p"), wb.make("span", "wb-quiet", "no gradient"));
+        row.append(head, wb.make("div", "wb-tiles"));
+        box.append(row);
+      }
+      const [head, tiles] = row.children;
+      wb.setText(head.children[0], group.prompt);
+      wb.setText(head.children[1], `reward ${group.mean.toFixed(2)} ± ${group.std.toFixed(2)}`);
+      wb.show(head.children[2], group.quiet);
+      wb.setAttr(row, "data-quiet", group.quiet);
+      while (tiles.children.length < group.images.length) tiles.append(tileNode());
+      while (tiles.children.length > group.images.length) tiles.lastChild.remove();
+      group.images.forEach((image, rank) => fillTile(tiles.children[rank], data, group, image, rank));
+    });
+    rows.slice(data.groups.length).forEach((row) => row.remove());
+  };
+
+  const groups = async (data) => {
+    if (!data) return;
+    const turn = ++loading;
+    await ready(data.sheet);
+    if (turn !== loading) return; // a later iteration overtook this one
+    shown = data;
+    wb.setText(wb.slot("groups-at"), `at iteration ${data.iteration}`);
+    const share = `${data.quiet} of ${data.prompts} groups without gradient` + (data.sheet ? "" : "; the pictures of this iteration were thinned, its numbers remain");
+    wb.setText(wb.slot("groups-note"), share);
+    const time = wb.slot("time"), last = data.rows.length - 1;
+    time.max = String(Math.max(0, last));
+    const place = data.rows.findIndex(([, row]) => row === data.row);
+    if (document.activeElement !== time || !wb.at) time.value = String(place < 0 ? last : place);
+    time.setAttribute("aria-valuetext", `iteration ${data.iteration}`);
+    wb.setAttr(wb.root.querySelector('[data-act="live"]'), "aria-pressed", !wb.at);
+    drawGroups(data);
+    if (!selected && data.groups.length && matchMedia("(min-width: 1100px)").matches) detail({ data, group: data.groups[0], image: data.groups[0].images[0], rank: 0 }, false);
+  };
+
+  const table = (caption, heads, lines) => {
+    const node = wb.make("table");
+    node.append(wb.make("caption", "", caption));
+    const row = (cells, tag) => { const tr = wb.make("tr"); tr.append(...cells.map((cell) => wb.make(tag, "", cell))); return tr; };
+    const top = wb.make("thead"), body = wb.make("tbody");
+    top.append(row(heads, "th"));
+    body.append(...lines.map((line) => row(line, "td")));
+    node.append(top, body);
+    return node;
+  };
+
+  const detail = (choice, byHand = true) => {
+    selected = byHand ? choice : null;
+    const { data, group, image, rank } = choice, way = direction(image, group.quiet);
+    const box = wb.slot("detail"), head = wb.make("div", "wb-head");
+    head.append(wb.make("h2", "", "Image"), wb.make("span", "wb-note", `iteration ${data.iteration}, rank ${rank + 1} of ${group.images.length}`));
+    const picture = wb.make("div", "wb-large");
+    picture.setAttribute("role", "img");
+    picture.setAttribute("aria-label", `${group.prompt}, seed ${image.seed}`);
+    if (data.sheet) paint(picture, data.sheet, image.tile, 240);
+    const facts = wb.make("dl", "wb-facts");
+    const fact = (name, value, className) => { const div = wb.make("div"); div.append(wb.make("dt", "", name), wb.make("dd", className, value)); facts.append(div); };
+    fact("Reward", wb.number(image.reward, 4));
+    fact("Advantage", group.quiet ? "none" : `${sign(image)} ${signed(image.advantage)}`, way);
+    fact("Seed", String(image.seed), "seed");
+    const parts = table("Reward, part by part", ["part", "value"], Object.entries(image.parts).map(([name, value]) => [name.replaceAll("_", " "), wb.number(value, 4)]));
+    const steps = table("Stochastic steps that are trained", ["step", "log-probability", "noise std"],
+      data.steps.map((step, i) => [String(step), image.log_probs[i] === undefined ? "–" : wb.number(image.log_probs[i], 4), wb.number(data.noise_std[i], 3)]));
+    box.replaceChildren(head, picture, wb.make("p", "wb-quote", group.prompt), facts, parts, steps);
+    if (shown) drawGroups(shown);
+  };
+
+  const pairNode = (data, index) => {
+    const node = wb.make("figure", "wb-pair"), images = wb.make("div", "both");
+    for (const [name, sheet] of [["before", data.before.sheet], ["now", data.now && data.now.sheet]]) {
+      const picture = wb.make("div", "pic");
+      picture.setAttribute("role", "img");
+      picture.setAttribute("aria-label", `${name}: ${data.prompts[index]}, seed ${data.seeds[index]}`);
+      picture.dataset.side = name;
+      if (sheet) paint(picture, sheet, index, 80); else if (data.before.sheet) { paint(picture, data.before.sheet, index, 80); picture.style.backgroundImage = "none"; }
+      images.append(picture);
+    }
+    node.append(images, wb.make("figcaption", "", data.prompts[index]));
+    node.title = `${data.prompts[index]}, seed ${data.seeds[index]}`;
+    return node;
+  };
+  const pairs = async (data) => {
+    if (!data) return;
+    await Promise.all([ready(data.before.sheet), ready(data.now && data.now.sheet)]);
+    wb.setText(wb.slot("pairs-note"), data.now ? `iteration ${data.before.iteration} | iteration ${data.now.iteration}, same prompts and seeds` : "iteration 0; the next evaluation fills the right side");
+    const strip = wb.slot("strip"), count = data.before.sheet ? data.before.sheet.count : 0;
+    if (strip.children.length !== count || strip.dataset.of !== data.before.sheet.path) {
+      strip.replaceChildren(...Array.from({ length: count }, (_, index) => pairNode(data, index)));
+      strip.dataset.of = data.before.sheet ? data.before.sheet.path : "";
+    } else if (data.now && data.now.sheet) {
+      [...strip.querySelectorAll('[data-side="now"]')].forEach((picture, index) => paint(picture, data.now.sheet, index, 80));
+    }
+  };
+
+  const sheet = async (data) => {
+    wb.show(wb.slot("sampled"), Boolean(data && data.sheet));
+    if (!data || !data.sheet) return;
+    await ready(data.sheet);
+    wb.setText(wb.slot("sampled-note"), `at iteration ${data.iteration}, averaged weights`);
+    wb.slot("sheet").replaceChildren(...Array.from({ length: data.sheet.count }, (_, index) => {
+      const node = wb.make("figure", "wb-pair"), picture = wb.make("div", "pic");
+      picture.setAttribute("role", "img");
+      picture.setAttribute("aria-label", `${data.prompts[index]}, seed ${data.seeds[index]}`);
+      paint(picture, data.sheet, index, 80);
+      node.append(picture, wb.make("figcaption", "", data.prompts[index]));
+      return node;
+    }));
+  };
+
+  const clear = () => {
+    loading++;
+    selected = shown = null;
+    wb.slot("rows").replaceChildren(wb.make("p", "wb-wait", "The first groups appear as soon as they are scored."));
+    wb.slot("strip").replaceChildren();
+    wb.slot("detail").replaceChildren(wb.make("p", "wb-wait", "Choose an image of a group to see how it came about."));
+    wb.setText(wb.slot("groups-at"), "");
+  };
+
+  // Arrow keys walk through the images of a group and from group to group.
+  const walk = (event) => {
+    const tile = event.target.closest(".wb-tile");
+    const step = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] }[event.key];
+    if (!tile || !step) return;
+    const lines = [...wb.slot("rows").querySelectorAll(".wb-tiles")].map((line) => [...line.children]);
+    const row = lines.findIndex((line) => line.includes(tile));
+    const next = (lines[row + step[0]] || [])[lines[row].indexOf(tile) + step[1]];
+    if (next) { event.preventDefault(); next.focus(); }
+  };
+
+  const bind = () => {
+    const box = wb.slot("rows");
+    box.addEventListener("click", (event) => { const tile = event.target.closest(".wb-tile"); if (tile) detail(tile.details); });
+    box.addEventListener("keydown", walk);
+    wb.slot("time").addEventListener("input", (event) => {
+      const place = Number(event.target.value), rows = shown ? shown.rows : [];
+      wb.at = place >= rows.length - 1 ? 0 : rows[place][1];
+      wb.setText(wb.slot("groups-at"), rows[place] ? `at iteration ${rows[place][0]}` : "");
+    });
+  };
+
+  return { bind, groups, pairs, sheet, clear };
+})();

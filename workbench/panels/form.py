@@ -1,0 +1,201 @@
+"""A form made from the configuration models: labels, ranges, units and help are read from their fields, never written twice."""
+
+import types
+from collections.abc import Mapping
+from html import escape
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt, MaxLen
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+
+def render(model: BaseModel) -> str:
+    """The form of a configuration with its present values, as HTML.
+
+    Input names are dotted paths, as in error messages; the fields of an extension carry its name, such as `sampler.asfmc.noise`.
+    Plain fields come first, then choices, then groups of settings, folded.
+    """
+    plain, folded = [], []
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        target = folded if _is_group(value) else plain
+        target.append(_field(name, name, field, field.annotation, value))
+    return f'<div class="wb-fields">{"".join(plain)}</div><div class="wb-folds">{"".join(folded)}</div>'
+
+
+def read(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON form of a configuration from a form's inputs.
+
+    Args:
+        values: text or bool by dotted name, as the browser collected them; unknown names are passed on, to be refused.
+    """
+    tree: dict[str, Any] = {}
+    for name, value in values.items():
+        node = tree
+        *path, last = name.split(".")
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return {name: _read(model.model_fields[name].annotation, value) if name in model.model_fields else value for name, value in tree.items()}
+
+
+def _read(annotation: Any, value: Any) -> Any:
+    if not isinstance(value, dict):
+        is_list = get_origin(annotation) is tuple
+        return [part.strip() for part in value.split(",") if part.strip()] if is_list and isinstance(value, str) else value
+    members = _members(annotation)
+    if get_origin(annotation) is tuple:
+        return _read_list(get_args(annotation)[0], value)
+    if len(members) == 1 and "name" not in members[0].model_fields:
+        return read(members[0], value)
+    chosen = next((member for member in members if _name_of(member) == value.get("name")), None)
+    if chosen is None:
+        return {"name": value.get("name")}
+    return {"name": value["name"], **read(chosen, value.get(value["name"], {}))}
+
+
+def _read_list(item: type[BaseModel], value: dict[str, Any]) -> list[dict[str, Any]]:
+    """One entry for each choice that is switched on."""
+    choice, members = _choice_of(item)
+    rows = []
+    for member in members:
+        row = value.get(_name_of(member), {})
+        if row.get("use"):
+            own = {key: inner for key, inner in row.items() if key in item.model_fields}
+            inner = row.get(choice, {})
+            rows.append({**own, choice: {"name": _name_of(member), **(read(member, inner) if inner else {})}})
+    return rows
+
+
+def _field(path: str, name: str, field: FieldInfo, annotation: Any, value: Any) -> str:
+    if _is_group(value):
+        inner = "".join(_field(f"{path}.{key}", key, info, info.annotation, getattr(value, key)) for key, info in type(value).model_fields.items())
+        note = _note(type(value))
+        return f'<details class="wb-fold"><summary>{_label(name)}<span>{note}</span></summary><div class="wb-fields">{inner}</div></details>'
+    if isinstance(value, BaseModel):
+        return _choice(path, name, field, _members(annotation), value)
+    if isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
+        return _list(path, name, field, get_args(annotation)[0], value)
+    return _wrapped(path, _label(name), field.description, _input(path, field, annotation, value))
+
+
+def _choice(path: str, name: str, field: FieldInfo, members: tuple[type[BaseModel], ...], value: BaseModel) -> str:
+    """A menu of extensions, with the fields of the chosen one below it."""
+    chosen = getattr(value, "name", "")
+    options = "".join(f'<option value="{_name_of(m)}"{_on("selected", _name_of(m) == chosen)}>{_name_of(m)}</option>' for m in members)
+    menu = f'<select id="f-{path}.name" name="{path}.name" data-choice="{path}" aria-describedby="h-{path}.name">{options}</select>'
+    parts = [_wrapped(f"{path}.name", _label(name), field.description, menu)]
+    for member in members:
+        label = _name_of(member)
+        current = value if label == chosen else member()
+        inner = "".join(
+            _field(f"{path}.{label}.{key}", key, info, info.annotation, getattr(current, key))
+            for key, info in member.model_fields.items()
+            if key != "name"
+        )
+        note = _note(member)
+        hidden = _on("hidden", label != chosen)
+        parts.append(f'<div class="wb-extension" data-of="{path}" data-name="{label}"{hidden}><p>{note}</p><div class="wb-fields">{inner}</div></div>')
+    return f'<fieldset class="wb-choice"><legend class="wb-sr">{_label(name)}</legend>{"".join(parts)}</fieldset>'
+
+
+def _list(path: str, name: str, field: FieldInfo, item: type[BaseModel], values: tuple[BaseModel, ...]) -> str:
+    """One line for each extension that could be in the list: a switch, and the entry's own fields."""
+    choice, members = _choice_of(item)
+    present = {getattr(value, choice).name: value for value in values}
+    lines = []
+    for member in members:
+        label = _name_of(member)
+        entry = present.get(label)
+        row = f"{path}.{label}"
+        own = "".join(
+            f'<label class="wb-inline">{_label(key)}{_input(f"{row}.{key}", info, info.annotation, getattr(entry, key) if entry else info.default)}</label>'
+            for key, info in item.model_fields.items()
+            if key != choice
+        )
+        extension = getattr(entry, choice) if entry else member()
+        inner = "".join(
+            f'<label class="wb-inline" title="{escape(info.description or "")}">{_label(key)}'
+            f"{_input(f'{row}.{choice}.{key}', info, info.annotation, getattr(extension, key))}</label>"
+            for key, info in member.model_fields.items()
+            if key != "name"
+        )
+        switch = f'<label class="wb-inline wb-switch"><input type="checkbox" name="{row}.use"{_on("checked", entry is not None)}>{escape(label)}</label>'
+        lines.append(f'<div class="wb-line" title="{_note(member)}">{switch}{own}{inner}</div>')
+    note = escape(field.description or "")
+    return f'<fieldset class="wb-list" data-field="{path}"><legend>{_label(name)}</legend><small>{note}</small>{"".join(lines)}</fieldset>'
+
+
+def _wrapped(path: str, label: str, help_text: str | None, control: str) -> str:
+    note = f'<small id="h-{path}">{escape(help_text or "")}</small>'
+    return f'<div class="wb-field" data-field="{path}"><label for="f-{path}">{label}</label>{control}{note}</div>'
+
+
+def _input(path: str, field: FieldInfo, annotation: Any, value: Any) -> str:
+    names = f'id="f-{path}" name="{path}" aria-describedby="h-{path}"'
+    if isinstance(value, bool):
+        return f'<input type="checkbox" {names}{_on("checked", value)}>'
+    if get_origin(annotation) is Literal:
+        options = "".join(f'<option value="{o}"{_on("selected", o == value)}>{o}</option>' for o in get_args(annotation))
+        return f"<select {names}>{options}</select>"
+    if isinstance(value, int | float):
+        limits = _limits(field)
+        step = "1" if isinstance(value, int) and annotation is int else "any"
+        # a refused keystroke explains nothing; ranges are hints here, and the configuration's own sentence is shown
+        bounds = "".join(f' data-{key}="{number:g}"' for key, number in limits.items())
+        return f'<input type="number" step="{step}" {names}{bounds} value="{value!r}">'
+    if isinstance(value, tuple):
+        return f'<input type="text" {names} value="{", ".join(str(part) for part in value)}">'
+    limit = next((f' maxlength="{m.max_length}"' for m in field.metadata if isinstance(m, MaxLen)), "")
+    return f'<input type="text" {names}{limit} value="{escape(str(value))}">'
+
+
+def _limits(field: FieldInfo) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for rule in field.metadata:
+        if isinstance(rule, Ge | Gt):
+            found["min"] = float(getattr(rule, "ge", getattr(rule, "gt", 0)))  # type: ignore[arg-type]
+        if isinstance(rule, Le | Lt):
+            found["max"] = float(getattr(rule, "le", getattr(rule, "lt", 0)))  # type: ignore[arg-type]
+    return found
+
+
+def _members(annotation: Any) -> tuple[type[BaseModel], ...]:
+    """The models that a field may hold: one, or those of a union told apart by `name`."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    return tuple(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+
+
+def _choice_of(item: type[BaseModel]) -> tuple[str, tuple[type[BaseModel], ...]]:
+    """The field of a list's entries that holds the extension, and what it may be."""
+    for name, field in item.model_fields.items():
+        members = _members(field.annotation)
+        if members:
+            return name, members
+    raise ValueError(f"{item.__name__} holds no extension, so a list of it has no form")
+
+
+def _name_of(member: type[BaseModel]) -> str:
+    return str(member.model_fields["name"].default)
+
+
+def _note(model: type[BaseModel]) -> str:
+    """The first line of a model's docstring, as text for people."""
+    return escape((model.__doc__ or "").split("\n")[0].replace("`", ""))
+
+
+def _is_group(value: Any) -> bool:
+    """Nested settings, as against an extension that is chosen by name."""
+    return isinstance(value, BaseModel) and "name" not in type(value).model_fields
+
+
+def _label(name: str) -> str:
+    words = name.replace("_", " ")
+    return escape({"grpo": "GRPO"}.get(name, words[:1].upper() + words[1:]))
+
+
+def _on(attribute: str, yes: bool) -> str:
+    return f" {attribute}" if yes else ""

@@ -1,0 +1,83 @@
+"""The first page: one run, live. Lays out the page and passes on what the browser asks; everything shown comes from the store."""
+
+import json
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from workbench.config import PRESETS, RunConfig, parse_config
+from workbench.figures import FIGURES
+from workbench.panels import form, live
+from workbench.studio import Studio
+
+TICK_SECONDS = 0.5
+ASSETS = Path(str(files("workbench.panels") / "assets"))
+SCRIPTS = ("page.js", "pictures.js", "charts.js", "form.js")
+MOUNT = "window.workbench.mount(element, server, props, watch)"
+
+
+def build(studio: Studio) -> None:
+    """Lay out the page, bind its timer, end."""
+
+    def tick(asked: str) -> Any:
+        news = live.update(studio, json.loads(asked)) if asked else None
+        return gr.skip() if news is None else news
+
+    def settings(asked: dict[str, str]) -> dict[str, str]:
+        """The form of a preset, or of a run whose settings are to be used again."""
+        run = asked.get("run")
+        config = parse_config(studio.store.run(run).config) if run else PRESETS[asked.get("preset", "shapes")]
+        return {"form": form.render(config)}
+
+    def start(values: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return {"run": studio.start(parse_config(form.read(RunConfig, values)))}
+        except ValueError as error:
+            return {"errors": str(error).splitlines()}
+
+    def control(asked: dict[str, str]) -> dict[str, Any]:
+        try:
+            studio.control(asked["run"], asked["wish"])
+        except ValueError as error:
+            return {"errors": str(error).splitlines()}
+        return {}
+
+    page = gr.HTML(
+        value=None,
+        html_template=_page(),
+        js_on_load=MOUNT,
+        head="".join(f'<script src="/gradio_api/file={(ASSETS / name).as_posix()}"></script>' for name in SCRIPTS),
+        server_functions=[settings, start, control],
+        apply_default_css=False,
+        container=False,
+        padding=False,
+        elem_id="train",
+    )
+    asked = gr.Textbox(visible=False)
+    gr.Timer(TICK_SECONDS).tick(
+        tick,
+        inputs=asked,
+        outputs=page,
+        js="() => [window.workbench ? window.workbench.asks() : '']",
+        queue=False,
+        concurrency_limit=None,
+        show_progress="hidden",
+        trigger_mode="once",
+        api_visibility="private",
+    )
+
+
+def _page() -> str:
+    """The static layout, with a card for every small chart and a choice for every preset."""
+    own = ("reward", "advantages", "steps")
+    names = [name for name in FIGURES["train"] if name not in own]
+    gauges = "".join(f'<article class="wb-card wb-gauge" data-chart="{name}"></article>' for name in names)
+    presets = "".join(f'<option value="{name}">{name}: {escape(config.title)}</option>' for name, config in PRESETS.items())
+    text = (ASSETS / "train.html").read_text()
+    text = text.replace("<!-- gauges -->", gauges).replace("<!-- presets -->", presets).replace("<!-- form -->", form.render(PRESETS["shapes"]))
+    for mark in "`\\$":  # Gradio reads the layout as a JavaScript template
+        text = text.replace(mark, f"&#{ord(mark)};")
+    return text

@@ -1,0 +1,144 @@
+"""What the app can do, without Gradio: start, resume and control runs, and hand out what a page shows of them."""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from workbench.config import RunConfig, parse_config
+from workbench.events import CheckpointReady, Controls, Event
+from workbench.history import History, Recorded
+from workbench.jobs import Job, Worker
+from workbench.store import Run, Store
+
+WATCHED = 16
+"""Most runs whose history is kept in memory; others are read again from the store."""
+
+_KINDS = ("Started", "PreflightDone", "IterationDone", "Evaluated", "Sampled", "Finished")
+
+
+@dataclass(frozen=True)
+class View:
+    """A run at one moment, for a page."""
+
+    run: Run
+    history: History
+    may: tuple[str, ...]  # the controls that mean something now
+    checkpoints: tuple[int, ...]
+
+
+class Studio:
+    """One per process: the record of runs, and the worker that owns the device."""
+
+    def __init__(self, store: Store, worker: Worker) -> None:
+        self.store = store
+        self.worker = worker
+        self.image_folders: list[str] = []  # of the runs that were looked at; all that the server may hand out
+        self._histories: OrderedDict[str, History] = OrderedDict()
+
+    def runs(self) -> list[Run]:
+        """All runs of the store, whoever started them, newest first."""
+        return self.store.runs()
+
+    def pick(self, wanted: str = "") -> Run | None:
+        """The run with this id or prefix; without one the newest that is going on, or else the newest. None where there is none.
+
+        Raises: ValueError: if the store knows no such run.
+        """
+        if wanted:
+            return self.store.run(wanted)
+        runs = self.store.runs()
+        return next((run for run in runs if run.status == "running"), runs[0] if runs else None)
+
+    def view(self, run: Run) -> View:
+        """What a page shows of a run, read from the store as far as it is new."""
+        folder = str(self.store.folder(run.id) / "images")
+        if folder not in self.image_folders:
+            self.image_folders.append(folder)
+        checkpoints = tuple(self.store.checkpoints(run.id))
+        return View(run, self._history(run.id), permitted(run, bool(checkpoints)), checkpoints)
+
+    def groups(self, run: str, row: int) -> Recorded | None:
+        """The rollouts recorded in one row."""
+        found = self.store.events(run, after=row - 1, kinds=("GroupsScored",), limit=1)
+        return Recorded(found[0].id, found[0].iteration, found[0].data) if found and found[0].id == row else None
+
+    def start(self, config: RunConfig, origin: str = "app") -> str:
+        """Begin a run in this process; returns its id."""
+        run = self.store.create("train", config.model_dump(mode="json"), title=config.title, origin=origin)
+        self.worker.submit(Job(self.store, run, _driver("train", config)))
+        return run
+
+    def resume(self, run: str) -> None:
+        """Go on with a run from its last checkpoint, in this process.
+
+        Raises: ValueError: if it is still being driven, or has no checkpoint that loads.
+        """
+        found = self.store.run(run)
+        if not found.over:
+            raise ValueError(f"run {found.id} is {found.status}; it can be resumed once it has ended")
+        checkpoint = self.store.load_checkpoint(found.id)
+        self.worker.submit(Job(self.store, found.id, _driver(found.kind, _config(found)), resume=checkpoint))
+
+    def control(self, run: str, wish: str) -> None:
+        """Pause, resume, stop, save or sample: a wish in the store for whoever drives the run.
+
+        Raises: ValueError: if the wish means nothing for the run as it is.
+        """
+        found = self.store.run(run)
+        if wish == "resume" and found.over:
+            self.resume(run)
+        else:
+            self.store.wish(run, "run" if wish == "resume" else wish)
+
+    def _history(self, run: str) -> History:
+        """The kept snapshot extended by what is new; snapshots are immutable, so two readers at once do no harm."""
+        known = self._histories.get(run, History())
+        rows = self.store.events(run, after=known.cursor, kinds=_KINDS)
+        if known.cursor and any(row.kind == "Started" for row in rows):
+            known, rows = History(), self.store.events(run, kinds=_KINDS)  # a resumed run has superseded some of its rows
+        groups = self.store.index(run, "GroupsScored", after=known.group_rows[-1][1] if known.group_rows else 0)
+        if rows:
+            known = known.extended(rows)
+        if groups:
+            last = groups[-1][1]
+            known = replace(
+                known, group_rows=known.group_rows + tuple(groups), groups=self.groups(run, last), changed={**known.changed, "groups": last}
+            )
+        self._histories[run] = known
+        self._histories.move_to_end(run)
+        while len(self._histories) > WATCHED:
+            self._histories.popitem(last=False)
+        return known
+
+
+def permitted(run: Run, resumable: bool) -> tuple[str, ...]:
+    """The controls that mean something for a run in its state."""
+    if run.over:
+        return ("resume",) if resumable and run.status != "done" else ()
+    if run.status == "paused":
+        return ("resume", "stop", "save", "sample")
+    return ("stop",) if run.wanted == "pause" else ("pause", "stop", "save", "sample")
+
+
+def _config(run: Run) -> Any:
+    if run.kind == "train":
+        return parse_config(run.config)
+    from workbench.pretrain import PretrainConfig
+
+    return PretrainConfig.model_validate(run.config)
+
+
+def _driver(kind: str, config: Any) -> Any:
+    """What a job calls for the events of a run; the loops are loaded when they are needed."""
+
+    def start(resume: CheckpointReady | None, controls: Controls) -> Iterator[Event]:
+        if kind == "train":
+            from workbench.train import train
+
+            return train(config, resume=resume, controls=controls)
+        from workbench.pretrain import pretrain
+
+        return pretrain(config, resume=resume, controls=controls)
+
+    return start
