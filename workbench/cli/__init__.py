@@ -1,0 +1,21 @@
+from collections.abc import Callable
+
+from workbench.cli.bench import bench
+from workbench.cli.control import control
+from workbench.cli.doctor import doctor
+from workbench.cli.evaluate import evaluate
+from workbench.cli.pretrain import pretrain
+from workbench.cli.runs import list_runs
+from workbench.cli.sample import sample
+from workbench.cli.train import train
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "train": train,
+    "sample": sample,
+    "evaluate": evaluate,
+    "pretrain": pretrain,
+    "runs": list_runs,
+    "control": control,
+    "bench": bench,
+    "doctor": doctor,
+}

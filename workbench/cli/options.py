@@ -1,0 +1,55 @@
+"""Options that several commands share, and how their text is read."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+
+class BadArguments(typer.TyperException):
+    """What was asked cannot be done as it was written."""
+
+    exit_code = 2
+
+
+Runs = Annotated[str, typer.Option("--runs", metavar="DIR", help="folder of the run directories")]
+StoreUrl = Annotated[str | None, typer.Option("--store", metavar="URL", help="database of the record as an SQLAlchemy URL")]
+Json = Annotated[bool, typer.Option("--json", help="machine-readable JSON on stdout; progress goes to stderr")]
+Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change one setting; may be repeated")]
+Policy = Annotated[str | None, typer.Option("--run", metavar="RUN", help="this run's policy; without one, the base of --preset")]
+Preset = Annotated[str, typer.Option("--preset", metavar="NAME", help="ready-made configuration to start from")]
+Resume = Annotated[
+    str | None, typer.Option("--resume", metavar="RUN", help="go on with this run and its own settings; or 'latest'")
+]
+Checkpoint = Annotated[int | None, typer.Option("--checkpoint", metavar="N", help="after iteration N instead of the last one")]
+
+
+@contextmanager
+def bad_arguments() -> Iterator[None]:
+    """A plain ValueError inside is a mistake in the arguments. Subclasses, such as damaged checkpoints, are failures and pass."""
+    try:
+        yield
+    except ValueError as error:
+        if type(error) is not ValueError:
+            raise
+        raise BadArguments(str(error)) from None
+
+
+def read_changes(changes: Sequence[str] | None) -> dict[str, str]:
+    """`["grpo.group_size=16"]` as a mapping; the last one wins. Raises: ValueError: where there is no '='."""
+    pairs = {}
+    for change in changes or ():
+        key, equals, value = change.partition("=")
+        if not equals or not key.strip():
+            raise ValueError(f"--set takes KEY=VALUE, as in grpo.group_size=16; got {change!r}")
+        pairs[key.strip()] = value.strip()
+    return pairs
+
+
+def read_numbers(option: str, text: str) -> tuple[int, ...]:
+    """`"1,2,4"` as numbers of at least 1. Raises: ValueError: names the option and the value."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise ValueError(f"{option} takes whole numbers of at least 1 separated by commas, as in 1,2,4,8; got {text!r}")
+    return tuple(int(part) for part in parts)
