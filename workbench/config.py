@@ -36,11 +36,18 @@ class RolloutConfig(Settings):
     steps: int = Field(4, ge=2, le=64, description="steps of a rollout; the last one is deterministic and never trained")
     shift: float = Field(4.0, ge=1, le=12, description="shift of the time grid toward noise; 1 is uniform")
     mode: Literal["branch", "all"] = Field(
-        "branch", description="branch: one stochastic step, its children share one mean; all: every step but the last is stochastic"
+        "branch",
+        description="branch: one stochastic step, its children share one mean; all: every step but the last is stochastic",
     )
-    completion: Literal["jump", "compose"] = Field("jump", description="how a branched child reaches the data: in one jump, or step by step")
-    antithetic: bool = Field(True, description="draw branching noise in pairs (xi, -xi), which removes the even part of the variance")
-    shared_noise: bool = Field(False, description="all samples of a group start from one initial noise (seed groups); branching always does")
+    completion: Literal["jump", "compose"] = Field(
+        "jump", description="how a branched child reaches the data: in one jump, or step by step"
+    )
+    antithetic: bool = Field(
+        True, description="draw branching noise in pairs (xi, -xi), which removes the even part of the variance"
+    )
+    shared_noise: bool = Field(
+        False, description="all samples of a group start from one initial noise (seed groups); branching always does"
+    )
 
 
 class GRPOConfig(Settings):
@@ -52,9 +59,13 @@ class GRPOConfig(Settings):
     advantage_std: Literal["group", "global"] = Field("group", description="whose spread the advantage is divided by")
     std_floor: float = Field(1e-4, ge=0, description="added to that spread, so that near-constant groups are not amplified")
     advantage_clip: float = Field(5.0, gt=0, description="largest absolute advantage")
-    clip_range: float = Field(1e-4, gt=0, description="trust region of the ratio, whose log-probability is a mean over dimensions")
+    clip_range: float = Field(
+        1e-4, gt=0, description="trust region of the ratio, whose log-probability is a mean over dimensions"
+    )
     kl_weight: float = Field(0.02, ge=0, description="weight of the Gaussian KL to the reference, a mean over dimensions")
-    step_weights: Literal["uniform", "noise"] = Field("uniform", description="noise: weigh each step by its standard deviation (TempFlow-GRPO)")
+    step_weights: Literal["uniform", "noise"] = Field(
+        "uniform", description="noise: weigh each step by its standard deviation (TempFlow-GRPO)"
+    )
     ratio_norm: bool = Field(False, description="centre and rescale the log-ratio at every step (GRPO-Guard)")
 
 
@@ -67,13 +78,17 @@ class OptimizerConfig(Settings):
     beta2: float = Field(0.99, ge=0, lt=1, description="decay of the squared gradient's average")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
-    ema_decay: float = Field(0.9, ge=0, lt=1, description="decay of the averaged weights that evaluation uses; 0 evaluates the raw policy")
+    ema_decay: float = Field(
+        0.9, ge=0, lt=1, description="decay of the averaged weights that evaluation uses; 0 evaluates the raw policy"
+    )
 
 
 class AdapterConfig(Settings):
     """What is trained: all weights, or low-rank adapters on them."""
 
-    kind: Literal["full", "lora"] = Field("full", description="full: every weight, with a second copy as reference; lora: adapters")
+    kind: Literal["full", "lora"] = Field(
+        "full", description="full: every weight, with a second copy as reference; lora: adapters"
+    )
     rank: int = Field(16, ge=1, le=512, description="rank of the adapters")
     alpha: float = Field(32.0, gt=0, description="scale of the adapters, applied as alpha / rank")
 
@@ -85,7 +100,9 @@ class EvaluationConfig(Settings):
     images: int = Field(256, ge=8, description="images at each evaluation during training")
     final_images: int = Field(512, ge=8, description="images before the first and after the last update")
     group_size: int = Field(8, ge=2, description="samples per prompt, over which diversity is measured")
-    steps: tuple[int, ...] = Field((1, 2, 4, 8), min_length=1, description="sampling steps reported before and after; during training only the rollout's")
+    steps: tuple[int, ...] = Field(
+        (1, 2, 4, 8), min_length=1, description="sampling steps reported before and after; during training only the rollout's"
+    )
     seed: int = Field(20_000, description="seed of the evaluation noise, the same before, during and after")
     preview: int = Field(24, ge=1, le=256, description="images kept of each evaluation")
 
@@ -94,7 +111,9 @@ class GuardConfig(Settings):
     """When a run pauses by itself, keeping its last good checkpoint."""
 
     max_kl: float = Field(10.0, gt=0, description="pause when the mean KL to the reference exceeds this (per dimension)")
-    collapse: float = Field(0.2, ge=0, le=1, description="pause when the held-out reward falls below this share of the base's; 0 never")
+    collapse: float = Field(
+        0.2, ge=0, le=1, description="pause when the held-out reward falls below this share of the base's; 0 never"
+    )
 
 
 class RecordConfig(Settings):
@@ -111,7 +130,9 @@ class ComputeConfig(Settings):
     """Where and in which portions the work is done; none of it changes the mathematics."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto takes an accelerator where there is one")
-    precision: Literal["no", "bf16", "fp16"] = Field("no", description="mixed precision of the network; log-probabilities stay float32")
+    precision: Literal["no", "bf16", "fp16"] = Field(
+        "no", description="mixed precision of the network; log-probabilities stay float32"
+    )
     sample_batch: int = Field(512, ge=1, description="images per forward pass of a rollout")
     train_batch: int = Field(64, ge=1, description="states per forward and backward pass of an update")
     processes: int = Field(1, ge=1, description="processes the run expects; refuses to start with another number")
@@ -145,11 +166,15 @@ class RunConfig(Settings):
     def _agrees(self) -> "RunConfig":
         if self.sampler.name == "ode" or getattr(self.sampler, "noise", 1.0) == 0:
             stochastic = ", ".join(name for name in SAMPLERS if name != "ode")
-            raise ValueError(f"sampler {self.sampler.name!r} draws no noise, so GRPO has no ratio to train; use noise > 0 with one of: {stochastic}")
+            raise ValueError(
+                f"sampler {self.sampler.name!r} draws no noise, so GRPO has no ratio to train; use noise > 0 with one of: {stochastic}"
+            )
         if self.rollout.antithetic and self.rollout.mode == "branch" and self.grpo.group_size % 2:
             raise ValueError(f"antithetic noise comes in pairs: grpo.group_size must be even, got {self.grpo.group_size}")
         if self.grpo.groups % self.compute.processes:
-            raise ValueError(f"grpo.groups = {self.grpo.groups} does not divide over compute.processes = {self.compute.processes}")
+            raise ValueError(
+                f"grpo.groups = {self.grpo.groups} does not divide over compute.processes = {self.compute.processes}"
+            )
         names = [weighted.reward.name for weighted in self.rewards]
         if len(set(names)) < len(names):
             raise ValueError(f"each reward may appear once, got {', '.join(names)}")

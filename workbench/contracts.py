@@ -95,6 +95,7 @@ class Generator(Protocol):
 
     latent_shape: tuple[int, ...]  # of one sample, without the batch
     network: "torch.nn.Module"  # what is trained; adapters attach to it
+    device: "torch.device"
 
     @property
     def kind(self) -> FlowMapKind: ...

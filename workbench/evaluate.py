@@ -1,6 +1,7 @@
 """Held-out evaluation: rewards, diversity and distance to the base, with the deterministic sampler and confidence intervals."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator as Stream
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,9 +9,11 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional
 
-from workbench.contracts import Generator, RewardFunction, Task
-from workbench.events import Measure, Progress
+from workbench.config import RunConfig
+from workbench.contracts import Generator, RewardFunction, Sampler, Task
+from workbench.events import CheckpointReady, Measure, Progress
 from workbench.flow import seed_stream, seeded_noise, time_grid
+from workbench.models.policy import Policy
 from workbench.samplers import SAMPLERS
 
 THUMBNAIL = 64  # pixels; pictures are compared at most at this size
@@ -21,22 +24,64 @@ def image_noise(seeds: Sequence[int], shape: Sequence[int], device: torch.device
     return seeded_noise([seed_stream("image", seed) for seed in seeds], shape, device)
 
 
-@torch.no_grad()
-def generate(
-    generator: Generator, prompts: Sequence[str], seeds: Sequence[int], *, steps: int, shift: float = 1.0, batch: int = 512
-) -> Iterator[Progress]:
-    """Deterministic images of prompts at seeds; a generator that returns [N, 3, H, W] in [0, 1], on the CPU.
+def load_policy(config: RunConfig, checkpoint: CheckpointReady | None = None, device: torch.device | str = "cpu") -> Policy:
+    """The policy of a run as evaluation sees it: the averaged weights of a checkpoint, or the base where there is none."""
+    adapter = config.adapter
+    policy = Policy(
+        config.model, torch.device(device), adapter=adapter.kind, rank=adapter.rank, alpha=adapter.alpha, seed=config.seed
+    )
+    if checkpoint is not None:
+        policy.load(checkpoint.tensors["ema"])
+    return policy
 
-    Source: composition of the flow map over a shifted grid; see `workbench.samplers.ode`.
+
+def generate(
+    policy: Policy,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    shift: float = 1.0,
+    sampler: Sampler | None = None,
+) -> Tensor:
+    """Images of prompts at seeds, [N, 3, H, W] in [0, 1]; `stream_images` run to its end."""
+    stream = stream_images(policy.generator, prompts, seeds, steps=steps, shift=shift, sampler=sampler)
+    while True:
+        try:
+            next(stream)
+        except StopIteration as stop:
+            return stop.value
+
+
+@torch.no_grad()
+def stream_images(
+    generator: Generator,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    shift: float = 1.0,
+    sampler: Sampler | None = None,
+    batch: int = 512,
+) -> Stream[Progress, None, Tensor]:
+    """Images of prompts at seeds; yields progress, returns [N, 3, H, W] in [0, 1] on the CPU.
+
+    Args:
+        sampler: the transition kernel, deterministic where none is given; each image draws its noise from its own seed.
     """
-    times, sampler = time_grid(steps, shift), SAMPLERS["ode"]()
+    times, kernel = time_grid(steps, shift), sampler or SAMPLERS["ode"]()
     images = []
     for start in range(0, len(prompts), batch):
+        own = seeds[start : start + batch]
         flow_map = generator.bind(generator.embed(prompts[start : start + batch]))
-        x = image_noise(seeds[start : start + batch], generator.latent_shape, generator.device)
-        for t, s in zip(times, times[1:], strict=False):
-            x = sampler.step(flow_map, x, t, s).mean
-            yield Progress("generate", start, len(prompts))
+        x = image_noise(own, generator.latent_shape, generator.device)
+        for step, (t, s) in enumerate(zip(times, times[1:], strict=False)):
+            transition = kernel.step(flow_map, x, t, s)
+            x = transition.mean
+            if transition.std:
+                streams = [seed_stream("image", seed, step) for seed in own]
+                x = transition.sample(seeded_noise(streams, generator.latent_shape, generator.device))
+            yield Progress("generate", start + len(own) * (step + 1) // steps, len(prompts))
         images.append(generator.decode(x).cpu())
     return torch.cat(images)
 

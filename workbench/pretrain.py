@@ -14,8 +14,19 @@ from torch.func import functional_call, jvp
 from torch.nn import functional
 
 from workbench.config import Settings
-from workbench.evaluate import breakdown, generate, held_out, measure, to_uint8
-from workbench.events import CheckpointReady, Controls, Evaluated, Event, Finished, IterationDone, Preview, Progress, Sampled, Started
+from workbench.evaluate import breakdown, held_out, measure, stream_images, to_uint8
+from workbench.events import (
+    CheckpointReady,
+    Controls,
+    Evaluated,
+    Event,
+    Finished,
+    IterationDone,
+    Preview,
+    Progress,
+    Sampled,
+    Started,
+)
 from workbench.flow import seed_stream, seeded_noise, time_grid
 from workbench.models.shapes import CHANNELS, ShapesAutoencoder, ShapesGenerator, ShapesTransformer
 from workbench.optim import AveragedWeights, load_optimizer_tensors, optimizer_tensors, set_learning_rate
@@ -31,10 +42,18 @@ class PretrainConfig(Settings):
     batch: int = Field(128, ge=8, description="images per step")
     autoencoder_steps: int = Field(3000, ge=1, description="steps of the autoencoder")
     flow_steps: int = Field(7000, ge=1, description="steps of flow matching, on right captions")
-    map_steps: int = Field(2000, ge=1, description="steps that turn the velocity into a two-time map, on the captions of `wrong_captions`")
-    map_method: Literal["meanflow", "paths"] = Field("meanflow", description="meanflow: the MeanFlow identity by JVP; paths: regression on stored ODE paths")
-    wrong_captions: float = Field(0.7, ge=0, le=1, description="share of images whose caption is another image's, in the last stage")
-    flow_learning_rate: float = Field(2.5e-3, gt=0, description="Muon's learning rate; AdamW's is the same on the other parameters")
+    map_steps: int = Field(
+        2000, ge=1, description="steps that turn the velocity into a two-time map, on the captions of `wrong_captions`"
+    )
+    map_method: Literal["meanflow", "paths"] = Field(
+        "meanflow", description="meanflow: the MeanFlow identity by JVP; paths: regression on stored ODE paths"
+    )
+    wrong_captions: float = Field(
+        0.7, ge=0, le=1, description="share of images whose caption is another image's, in the last stage"
+    )
+    flow_learning_rate: float = Field(
+        2.5e-3, gt=0, description="Muon's learning rate; AdamW's is the same on the other parameters"
+    )
     map_learning_rate: float = Field(6e-4, gt=0, description="AdamW's learning rate in the last stage")
     ema_decay: float = Field(0.998, ge=0, lt=1, description="decay of the averaged weights, which are what ships")
     report_every: int = Field(50, ge=1, description="steps between reported losses")
@@ -85,7 +104,7 @@ def pretrain(
         names = names[names.index(resume.state["stage"]) :]
         work.restore(resume)
     size = sum(p.numel() for p in work.network.parameters())
-    yield Started(work.iteration, {"device": device, "parameters": size, "stages": list(work.stages)})
+    yield Started(work.iteration, {"device": device, "parameters": size, "stages": list(work.stages), "iterations": config.iterations})
     for name in names:
         stage = work.stage(name)
         if resume is not None and name == resume.state["stage"]:
@@ -124,14 +143,19 @@ class Pretraining:
         if name == "flow":
             matrices = [p for key, p in named.items() if p.ndim == 2 and "blocks" in key and "offset" not in key]
             rest = [p for p in named.values() if all(p is not m for m in matrices)]
-            optimizers = [torch.optim.Muon(matrices, lr=rate, weight_decay=0.0), torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.99), weight_decay=0.0)]
+            optimizers = [
+                torch.optim.Muon(matrices, lr=rate, weight_decay=0.0),
+                torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.99), weight_decay=0.0),
+            ]
         else:
             optimizers = [torch.optim.AdamW(named.values(), lr=rate, betas=(0.9, 0.99), weight_decay=0.0)]
         if name == "map" and config.map_method == "paths" and self.teacher is None:
             self.teacher = deepcopy(self.network).requires_grad_(False)
         loss = {"autoencoder": self._autoencoder_loss, "flow": self._flow_loss, "map": self._map_loss}[name]
         decay = 0.99 if name == "autoencoder" else config.ema_decay
-        return Stage(name, starts[name], self.stages[name], optimizers, rate, AveragedWeights(named, decay), loss, list(named.values()))
+        return Stage(
+            name, starts[name], self.stages[name], optimizers, rate, AveragedWeights(named, decay), loss, list(named.values())
+        )
 
     def run(self, stage: Stage, controls: Controls) -> Iterator[Event]:
         config, losses = self.config, []
@@ -141,7 +165,9 @@ class Pretraining:
             loss.backward()
             norm = nn.utils.clip_grad_norm_(stage.parameters, 1.0)
             if not math.isfinite(float(norm)):
-                raise FloatingPointError(f"{stage.name}: the gradient is not finite at step {step}; resume from the last checkpoint with a smaller learning rate")
+                raise FloatingPointError(
+                    f"{stage.name}: the gradient is not finite at step {step}; resume from the last checkpoint with a smaller learning rate"
+                )
             for optimizer in stage.optimizers:
                 set_learning_rate(optimizer, rate)
                 optimizer.step()
@@ -152,7 +178,11 @@ class Pretraining:
             yield Progress(stage.name, step + 1, stage.steps)
             last = step + 1 == stage.steps
             if last or (step + 1) % config.report_every == 0:
-                yield IterationDone(self.iteration, {f"loss_{stage.name}": float(np.mean(losses)), "gradient_norm": float(norm), "learning_rate": rate}, 0.0)
+                yield IterationDone(
+                    self.iteration,
+                    {f"loss_{stage.name}": float(np.mean(losses)), "gradient_norm": float(norm), "learning_rate": rate},
+                    0.0,
+                )
                 losses = []
             if stage.name != "autoencoder" and (last or controls.sample or (step + 1) % config.sample_every == 0):
                 controls.sample = False
@@ -200,7 +230,10 @@ class Pretraining:
         captions = [self.prompts[i] for i in rng.integers(0, len(self.prompts), n)]
         scenes = sample_scenes([parse(caption) for caption in captions], rng)
         swapped = rng.random(n) < wrong
-        captions = [self.prompts[rng.integers(len(self.prompts))] if swap else caption for caption, swap in zip(captions, swapped, strict=True)]
+        captions = [
+            self.prompts[rng.integers(len(self.prompts))] if swap else caption
+            for caption, swap in zip(captions, swapped, strict=True)
+        ]
         with torch.no_grad():
             x0 = self.generator.encode(render(scenes))
         eps = seeded_noise([seed_stream(self.config.seed, name, "noise", step, i) for i in range(n)], (CHANNELS, GRID, GRID))
@@ -237,7 +270,9 @@ class Pretraining:
             weights = dict(self.network.named_parameters())
             velocity = self.network(xm, tm, tm, slots_m)
             _, tangent = jvp(
-                lambda x, t: functional_call(self.network, weights, (x, t, sm, slots_m)), (xm, tm), (velocity, torch.ones_like(tm))
+                lambda x, t: functional_call(self.network, weights, (x, t, sm, slots_m)),
+                (xm, tm),
+                (velocity, torch.ones_like(tm)),
             )
             target = torch.cat([target[:half], target[half:] - (tm - sm).view(-1, 1, 1, 1) * tangent])
         error = (self.network(x, t, s, slots) - target).square().mean((1, 2, 3))
@@ -262,7 +297,9 @@ class Pretraining:
         span = (grid[late] - grid[early]).view(-1, 1, 1, 1)
         target = torch.cat([(eps - x0)[:quarter], (points[late, which] - points[early, which]) / span])
         wrong = torch.rand(n - quarter, generator=draw) < self.config.wrong_captions
-        shown = torch.where(wrong[:, None], captions[torch.randint(0, len(captions), (n - quarter,), generator=draw)], captions[which])
+        shown = torch.where(
+            wrong[:, None], captions[torch.randint(0, len(captions), (n - quarter,), generator=draw)], captions[which]
+        )
         error = (self.network(x, time, target_time, torch.cat([slots[:quarter], shown])) - target).square().mean((1, 2, 3))
         return (error / (error.detach() + 0.01).sqrt()).mean()
 
@@ -276,14 +313,18 @@ class Pretraining:
         points = [x]
         for t, s in zip(times, times[1:], strict=False):
             time = torch.full((1,), t)
-            x = x + (s - t) * torch.cat([self.teacher(part, time, time, c) for part, c in zip(x.split(512), slots.split(512), strict=True)])
+            x = x + (s - t) * torch.cat(
+                [self.teacher(part, time, time, c) for part, c in zip(x.split(512), slots.split(512), strict=True)]
+            )
             points.append(x)
         return torch.stack(points), slots
 
     def sample(self, stage: Stage) -> Iterator[Event]:
         """A sheet of the same held-out prompts and seeds each time."""
         sheet = held_out(self.task, 48, 4, seed=1)
-        images = yield from generate(self.generator, sheet.prompts, sheet.seeds, steps=self._steps(stage), shift=self.config.shift)
+        images = yield from stream_images(
+            self.generator, sheet.prompts, sheet.seeds, steps=self._steps(stage), shift=self.config.shift
+        )
         yield Sampled(self.iteration, sheet.prompts, sheet.seeds, Preview(to_uint8(images)))
 
     def evaluate(self, stage: Stage) -> Iterator[Event]:
@@ -291,18 +332,26 @@ class Pretraining:
         if stage.name == "autoencoder":
             return
         sample = held_out(self.task, self.config.evaluation_images, 8, seed=20_000)
-        rewards = {name: REWARDS[name]().load(self.generator.device) for name in ("shapes_exact", "shapes_dense", "shapes_fidelity")}
+        rewards = {
+            name: REWARDS[name]().load(self.generator.device) for name in ("shapes_exact", "shapes_dense", "shapes_fidelity")
+        }
         measures, skills = {}, {}
         images = torch.empty(0)
         for steps in (16,) if stage.name == "flow" else (1, 2, 4, 8):
-            images = yield from generate(self.generator, sample.prompts, sample.seeds, steps=steps, shift=self.config.shift)
+            images = yield from stream_images(self.generator, sample.prompts, sample.seeds, steps=steps, shift=self.config.shift)
             measures[steps] = measure(images, sample, self.task, rewards)
             if steps in (4, 16):
                 skills = breakdown(rewards["shapes_exact"](images, sample.prompts), sample, self.task)
         self.summary[stage.name] = {steps: figures["shapes_exact"].value for steps, figures in measures.items()}
         shown = slice(0, 48)
         yield Evaluated(
-            self.iteration, measures, len(sample.prompts), sample.prompts[shown], sample.seeds[shown], Preview(to_uint8(images[shown])), skills
+            self.iteration,
+            measures,
+            len(sample.prompts),
+            sample.prompts[shown],
+            sample.seeds[shown],
+            Preview(to_uint8(images[shown])),
+            skills,
         )
 
     def checkpoint(self, stage: Stage) -> CheckpointReady:
@@ -314,7 +363,9 @@ class Pretraining:
         if self.teacher is not None:
             tensors["teacher"] = self.teacher.state_dict()
         tensors |= {f"optimizer{index}": optimizer_tensors(optimizer) for index, optimizer in enumerate(stage.optimizers)}
-        return CheckpointReady(self.iteration, tensors, {"stage": stage.name, "step": stage.done, "updates": stage.average.updates})
+        return CheckpointReady(
+            self.iteration, tensors, {"stage": stage.name, "step": stage.done, "updates": stage.average.updates}
+        )
 
     def restore(self, checkpoint: CheckpointReady) -> None:
         self.iteration = checkpoint.iteration

@@ -104,8 +104,12 @@ class ShapesAutoencoder(nn.Module):
     def __init__(self, hidden: int = 256) -> None:
         super().__init__()
         pixels = 3 * CELL * CELL
-        self.encoder = nn.Sequential(nn.Linear(pixels, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 2 * CHANNELS))
-        self.decoder = nn.Sequential(nn.Linear(CHANNELS, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, pixels))
+        self.encoder = nn.Sequential(
+            nn.Linear(pixels, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 2 * CHANNELS)
+        )
+        self.decoder = nn.Sequential(
+            nn.Linear(CHANNELS, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, pixels)
+        )
         self.register_buffer("shift", torch.zeros(CHANNELS))
         self.register_buffer("scale", torch.ones(CHANNELS))
 
@@ -213,7 +217,9 @@ def save_weights(path: Path, modules: dict[str, nn.Module], metadata: dict[str, 
     """Write the modules in half precision, which halves the package and costs no measurable quality."""
     from safetensors.torch import save_file
 
-    tensors = {f"{name}.{key}": value.detach().half().contiguous() for name, module in modules.items() for key, value in module.state_dict().items()}
+    tensors = {
+        f"{name}.{key}": value.detach().half().contiguous()
+        for name, module in modules.items()
+        for key, value in module.state_dict().items()
+    }
     save_file(tensors, path, {"workbench": json.dumps(metadata)})
-
-

@@ -84,7 +84,21 @@ def parse(prompt: str) -> Request:
     Raises: ValueError: naming the word that is not understood and listing the vocabulary, or showing the forms a prompt takes.
     """
     words = prompt.lower().replace(",", " ").strip(" .").split()
-    known = {"a", "an", "one", "and", "left", "right", "of", "above", "below", *SHAPES, *(f"{s}s" for s in SHAPES), *COLOURS, *NUMBERS}
+    known = {
+        "a",
+        "an",
+        "one",
+        "and",
+        "left",
+        "right",
+        "of",
+        "above",
+        "below",
+        *SHAPES,
+        *(f"{s}s" for s in SHAPES),
+        *COLOURS,
+        *NUMBERS,
+    }
     for word in words:
         if word not in known:
             raise ValueError(
@@ -140,7 +154,7 @@ def _split() -> dict[str, tuple[str, ...]]:
     by_skill = _prompts_by_skill()
     held_out = {skill: max(1, round(len(prompts) / 5)) for skill, prompts in by_skill.items()}
     for name in ("train", "held_out"):
-        columns = [ps[held_out[skill]:] if name == "train" else ps[: held_out[skill]] for skill, ps in by_skill.items()]
+        columns = [ps[held_out[skill] :] if name == "train" else ps[: held_out[skill]] for skill, ps in by_skill.items()]
         longest = max(len(column) for column in columns)
         split[name] = tuple(column[i % len(column)] for i in range(longest) for column in columns)
     return split
@@ -152,7 +166,9 @@ def _prompts_by_skill() -> dict[str, list[str]]:
     prompts = {
         "single": [f"a {shape}" for shape in SHAPES],
         "two": [f"a {first} and a {second}" for first, second in itertools.permutations(SHAPES, 2)],
-        "counting": [f"{number} {colour}{shape}s" for number in NUMBERS for colour in ("", *(f"{c} " for c in COLOURS)) for shape in SHAPES],
+        "counting": [
+            f"{number} {colour}{shape}s" for number in NUMBERS for colour in ("", *(f"{c} " for c in COLOURS)) for shape in SHAPES
+        ],
         "colours": objects,
         "position": [f"{first} {relation} {second}" for first, second in pairs for relation in RELATIONS],
         "attribution": [f"{a} and {b}" for a, b in pairs if a.split()[1] != b.split()[1] and a.split()[2] != b.split()[2]],

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from workbench.tasks.shapes import CELL, COLOURS, GRID, PALETTE, SHAPES, SIDE, SIZES, parse, templates
 
@@ -49,7 +50,7 @@ def palette_distance(images: Tensor) -> Tensor:
 
     It grows with off-palette colour, ghost marks and a tinted background alike, none of which changes what is detected.
     """
-    return torch.from_numpy(nearest_colour(images)[1].mean((1, 2)))
+    return _analyse(images)[0]
 
 
 def detect(images: Tensor) -> Detections:
@@ -57,9 +58,20 @@ def detect(images: Tensor) -> Detections:
 
     Raises: ValueError: if the images are of another size.
     """
+    return _analyse(images)[1]
+
+
+_ANALYSES = WeakTensorKeyDictionary()  # several rewards and statistics look at the same images
+
+
+def _analyse(images: Tensor) -> tuple[Tensor, Detections]:
+    """Palette distance and detections, computed once for as long as the images live; images are never changed in place."""
     if images.shape[1:] != (3, SIDE, SIDE):
         raise ValueError(f"the shapes detector reads images [N, 3, {SIDE}, {SIDE}], got {list(images.shape)}")
-    return _objects(nearest_colour(images)[0])
+    if images not in _ANALYSES:
+        nearest, distance = nearest_colour(images)
+        _ANALYSES[images] = torch.from_numpy(distance.mean((1, 2))), _objects(nearest)
+    return _ANALYSES[images]
 
 
 def _objects(nearest: NDArray[np.int64]) -> Detections:
@@ -81,7 +93,7 @@ def _objects(nearest: NDArray[np.int64]) -> Detections:
     inside = (dy < CELL) & (dx < CELL)
     crops[label[inside], dy[inside], dx[inside]] = 1
     bank = templates().reshape(len(SHAPES) * len(SIZES), -1)
-    common = crops.reshape(components, -1) @ bank.T
+    common = crops.reshape(components, CELL * CELL) @ bank.T
     overlap = common / (area[:, None] + bank.sum(1) - common + 1e-9)
     known = (overlap.max(1, initial=0) >= MIN_OVERLAP) & (colours.max(1, initial=0) >= MIN_PURITY * area)
 
@@ -163,5 +175,3 @@ def _relation_holds(found: Detections, relation: NDArray[np.int64]) -> NDArray[n
     dy = found.y[:, :, None] - found.y[:, None, :]
     choices = np.stack([dx <= -apart, dx >= apart, dy <= -apart, dy >= apart])
     return choices[np.maximum(relation, 0), np.arange(len(relation))]
-
-

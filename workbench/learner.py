@@ -1,0 +1,294 @@
+"""Everything a run carries from one iteration to the next: policy, optimizer, averaged weights, rewards, and how they are saved."""
+
+import math
+from collections.abc import Generator as Stream
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from workbench.config import RunConfig
+from workbench.contracts import RewardFailed, RewardFunction
+from workbench.evaluate import breakdown, held_out, measure, stream_images, thumbnails, to_uint8
+from workbench.events import CheckpointReady, Evaluated, Event, Measure, Preview, Progress, Sampled
+from workbench.flow import seed_stream, seeded_uniform, time_grid
+from workbench.models.policy import Policy
+from workbench.optim import AveragedWeights, load_optimizer_tensors, optimizer_tensors, set_learning_rate
+from workbench.rollout import Plan
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class Learner:
+    """The state of one training run. Randomness is hashed from names, so none of it needs saving."""
+
+    def __init__(self, config: RunConfig, accelerator: "Accelerator") -> None:
+        if accelerator.num_processes != config.compute.processes:
+            raise ValueError(
+                f"the run expects compute.processes = {config.compute.processes}, but {accelerator.num_processes} started; "
+                "start several on a CPU with torchrun, since accelerate's own launcher starts only one there"
+            )
+        if config.compute.threads:
+            torch.set_num_threads(config.compute.threads)
+        self.config, self.accelerator, self.device = config, accelerator, accelerator.device
+        adapter, optimizer = config.adapter, config.optimizer
+        self.policy = Policy(
+            config.model,
+            self.device,
+            adapter=adapter.kind,
+            rank=adapter.rank,
+            alpha=adapter.alpha,
+            seed=config.seed,
+            precision=config.compute.precision,
+        )
+        kind = self.policy.generator.kind
+        if kind not in config.sampler.needs:
+            raise ValueError(
+                f"sampler {config.sampler.name!r} needs a {' or '.join(config.sampler.needs)} map, and {config.model.name!r} is a {kind} map"
+            )
+        self.optimizer = accelerator.prepare(
+            torch.optim.AdamW(
+                self.policy.parameters.values(),
+                lr=optimizer.learning_rate,
+                betas=(optimizer.beta1, optimizer.beta2),
+                weight_decay=optimizer.weight_decay,
+            )
+        )
+        self.average = AveragedWeights(self.policy.parameters, optimizer.ema_decay)
+        self.rewards = {weighted.reward.name: weighted.reward.load(self.device) for weighted in config.rewards}
+        self.weights = {weighted.reward.name: weighted.weight for weighted in config.rewards}
+        self.times = time_grid(config.rollout.steps, config.rollout.shift)
+        self.spreads = [1.0] * (config.rollout.steps - 1)  # running reward spread inside groups, by branching step
+        self.iteration = 0
+        self.base_reward = 0.0  # of the first held-out evaluation
+        self.best_reward, self.best_iteration = -math.inf, 0
+        self._base_images: dict[int, Tensor] = {}
+
+    # ---- what an iteration asks for -------------------------------------------------------------------------------------------
+
+    def draw_prompts(self) -> tuple[list[str], int]:
+        """This process's prompts of the iteration, one per group, and the index of its first in the whole batch."""
+        available = self.config.task.prompts("train")
+        wanted, processes = self.config.grpo.groups, self.accelerator.num_processes
+        draw = torch.Generator().manual_seed(abs(seed_stream(self.config.seed, "prompts", self.iteration)))
+        order = torch.cat([torch.randperm(len(available), generator=draw) for _ in range(math.ceil(wanted / len(available)))])
+        own = wanted // processes
+        first = own * self.accelerator.process_index
+        return [available[index] for index in order[first : first + own].tolist()], first
+
+    def plan(self) -> Plan:
+        """How this iteration's rollout is drawn; the branching step is chosen in proportion to the reward spread it brings."""
+        rollout, grpo, compute = self.config.rollout, self.config.grpo, self.config.compute
+        step = None
+        if rollout.mode == "branch":
+            draw = seeded_uniform(self.config.seed, "branch step", self.iteration) * sum(self.spreads)
+            step = next((i for i in range(len(self.spreads)) if draw < sum(self.spreads[: i + 1])), len(self.spreads) - 1)
+        return Plan(
+            self.times,
+            grpo.group_size,
+            step,
+            rollout.completion,
+            rollout.antithetic,
+            rollout.shared_noise,
+            compute.sample_batch,
+            compute.train_batch,
+        )
+
+    def decode(self, latents: Tensor) -> Stream[Progress, None, Tensor]:
+        """[N, ...] -> images [N, 3, H, W] in [0, 1], in portions."""
+        images, size = [], self.config.compute.sample_batch
+        for start in range(0, len(latents), size):
+            with torch.no_grad():
+                images.append(self.policy.generator.decode(latents[start : start + size]))
+            yield Progress("decode", start, len(latents))
+        return torch.cat(images)
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Every reward by name, [N], float32.
+
+        Raises: RewardFailed: naming the reward, the prompt and what came back.
+        """
+        return {name: _checked(name, reward, images, prompts) for name, reward in self.rewards.items()}
+
+    def total(self, parts: dict[str, Tensor]) -> Tensor:
+        """The weighted sum that is trained on, [N]."""
+        return torch.stack([self.weights[name] * value for name, value in parts.items()]).sum(0)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """The values of all processes, in the order of the whole batch."""
+        return self.accelerator.gather(values.to(self.device)) if self.accelerator.num_processes > 1 else values
+
+    def own(self, values: Tensor) -> Tensor:
+        """This process's share of gathered values."""
+        count = len(values) // self.accelerator.num_processes
+        first = count * self.accelerator.process_index
+        return values[first : first + count].to(self.device)
+
+    def learn_spread(self, step: int | None, rewards: Tensor) -> None:
+        """Remember how much reward varies inside groups that branched at `step`."""
+        if step is not None:
+            spread = float(rewards.view(-1, self.config.grpo.group_size).std(1, correction=0).mean())
+            self.spreads[step] += 0.2 * (max(spread, 1e-3) - self.spreads[step])
+
+    # ---- optimisation -----------------------------------------------------------------------------------------------------------
+
+    def learning_rate(self) -> float:
+        settings = self.config.optimizer
+        return settings.learning_rate * min(1.0, (self.iteration + 1) / (settings.warmup + 1))
+
+    def apply_gradients(self) -> Tensor:
+        """Average the gradients over processes, clip, step, and follow with the averaged weights; returns the norm before clipping.
+
+        Raises: FloatingPointError: before anything is changed, if the norm is not finite.
+        """
+        parameters = list(self.policy.parameters.values())
+        if self.accelerator.num_processes > 1:
+            for parameter in parameters:
+                parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+        norm = self.accelerator.clip_grad_norm_(parameters, self.config.optimizer.max_grad_norm)
+        if not torch.isfinite(norm) and self.config.compute.precision != "fp16":  # fp16's scaler skips such a step by itself
+            self.optimizer.zero_grad()
+            raise FloatingPointError(
+                f"iteration {self.iteration}: the gradient norm is {float(norm)}; lower optimizer.learning_rate or raise grpo.kl_weight, then resume"
+            )
+        set_learning_rate(self.optimizer, self.learning_rate())
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
+
+    # ---- looking ----------------------------------------------------------------------------------------------------------------
+
+    def evaluate(self, images: int, steps: Sequence[int]) -> Iterator[Event]:
+        """Held-out evaluation with averaged weights; also keeps the best iteration and watches for collapse.
+
+        Raises: FloatingPointError: if the held-out reward has collapsed against the base.
+        """
+        settings = self.config.evaluation
+        sample = held_out(self.config.task, images, settings.group_size, settings.seed)
+        measures: dict[int, dict[str, Measure]] = {}
+        skills: dict[str, Measure] = {}
+        shown = slice(0, settings.preview)
+        preview = torch.empty(0)
+        for count in steps:
+            with self.averaged():
+                pictures = yield from self._pictures(sample.prompts, sample.seeds, count)
+            base = yield from self._base_pictures(sample.prompts, sample.seeds, count)
+            measures[count] = measure(pictures, sample, self.config.task, self.rewards, base)
+            if count == self.config.rollout.steps or not len(preview):
+                preview = to_uint8(pictures[shown])
+                main = max(self.weights, key=lambda name: ("exact" in name, self.weights[name]))
+                skills = breakdown(self.rewards[main](pictures, sample.prompts), sample, self.config.task)
+        yield Evaluated(
+            self.iteration, measures, len(sample.prompts), sample.prompts[shown], sample.seeds[shown], Preview(preview), skills
+        )
+        self._judge(measures.get(self.config.rollout.steps) or measures[steps[-1]])
+
+    def sample(self) -> Iterator[Event]:
+        """Pictures of held-out prompts at the evaluation's seeds, on request."""
+        settings = self.config.evaluation
+        sample = held_out(self.config.task, settings.preview, min(settings.group_size, settings.preview), settings.seed)
+        with self.averaged():
+            pictures = yield from self._pictures(sample.prompts, sample.seeds, self.config.rollout.steps)
+        yield Sampled(self.iteration, sample.prompts, sample.seeds, Preview(to_uint8(pictures)))
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The averaged weights in place of the raw ones; the raw ones where averaging is off."""
+        if self.config.optimizer.ema_decay == 0:
+            yield
+        else:
+            with self.average.applied():
+                yield
+
+    def _pictures(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> Stream[Progress, None, Tensor]:
+        return stream_images(
+            self.policy.generator,
+            prompts,
+            seeds,
+            steps=steps,
+            shift=self.config.rollout.shift,
+            batch=self.config.compute.sample_batch,
+        )
+
+    def _base_pictures(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> Stream[Progress, None, Tensor]:
+        """What the reference draws for the same sample, as thumbnails; made once, since a shorter sample is its beginning."""
+        if len(self._base_images.get(steps, ())) < len(prompts):
+            with self.policy.reference():
+                pictures = yield from self._pictures(prompts, seeds, steps)
+            self._base_images[steps] = thumbnails(pictures)
+        return self._base_images[steps][: len(prompts)]
+
+    def _judge(self, measures: dict[str, Measure]) -> None:
+        """Remember the best iteration; stop a run whose held-out reward has collapsed."""
+        reward = sum(weight * measures[name].value for name, weight in self.weights.items())
+        if self.iteration == 0:
+            self.base_reward = reward
+        if reward > self.best_reward:
+            self.best_reward, self.best_iteration = reward, self.iteration
+        floor = self.config.guard.collapse * self.base_reward
+        if self.base_reward > 0 and reward < floor:
+            raise Diverged(
+                f"iteration {self.iteration}: the held-out reward fell to {reward:.3g}, below {self.config.guard.collapse:.0%} of the base's "
+                f"{self.base_reward:.3g}; resume from an earlier checkpoint with a smaller optimizer.learning_rate or a larger grpo.kl_weight"
+            )
+
+    # ---- saving -----------------------------------------------------------------------------------------------------------------
+
+    def checkpoint(self) -> CheckpointReady:
+        """The whole state; its tensors are live, so they must be written before the run goes on."""
+        state = {
+            "iteration": self.iteration,
+            "spreads": self.spreads,
+            "updates": self.average.updates,
+            "base_reward": self.base_reward,
+            "best": self.best_iteration,
+            "best_reward": self.best_reward,
+            "config": self.config.model_dump(mode="json"),
+        }
+        tensors = {
+            "policy": {name: parameter.detach() for name, parameter in self.policy.parameters.items()},
+            "ema": self.average.average,
+            "optimizer": optimizer_tensors(self.optimizer),
+        }
+        return CheckpointReady(self.iteration, tensors, state)
+
+    def restore(self, checkpoint: CheckpointReady) -> None:
+        """Go on from a checkpoint of the same model and adapter.
+
+        Raises: ValueError: if its tensors are not this policy's.
+        """
+        self.policy.load(checkpoint.tensors["policy"])
+        self.average.load(checkpoint.tensors["ema"], checkpoint.state["updates"])
+        load_optimizer_tensors(self.optimizer, checkpoint.tensors["optimizer"])
+        self.iteration = checkpoint.iteration
+        self.spreads = list(checkpoint.state["spreads"])
+        self.base_reward, self.best_reward = checkpoint.state["base_reward"], checkpoint.state["best_reward"]
+        self.best_iteration = checkpoint.state["best"]
+
+
+class Diverged(FloatingPointError):
+    """The policy itself has gone wrong, so its present state is not worth keeping."""
+
+
+def _checked(name: str, reward: RewardFunction, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """One reward's values [N], float32, after making sure that they are one finite number per image."""
+    try:
+        values = reward(images, prompts)
+    except Exception as error:
+        raise RewardFailed(f"reward {name!r} raised {type(error).__name__}: {error}; mend it, then resume the run") from error
+    if not isinstance(values, Tensor) or values.shape != (len(prompts),):
+        got = f"shape {list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        raise RewardFailed(
+            f"reward {name!r} must give one number per image, [{len(prompts)}], got {got}; mend it, then resume the run"
+        )
+    values = values.float()
+    wrong = (~torch.isfinite(values)).nonzero().flatten().tolist()
+    if wrong:
+        raise RewardFailed(
+            f"reward {name!r} gave {values[wrong[0]].item()} for sample {wrong[0]}, prompt {prompts[wrong[0]]!r} ({len(wrong)} of {len(prompts)} "
+            "samples); mend it, then resume the run"
+        )
+    return values

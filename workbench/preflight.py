@@ -1,0 +1,128 @@
+"""Questions worth a minute before hours of training: is the ratio 1, is there anything to learn from, does it fit?"""
+
+from collections.abc import Generator as Stream
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+from torch import Tensor
+
+from workbench.events import Check, Level, Progress
+from workbench.flow import Gaussian
+from workbench.grpo import constant_groups
+from workbench.rollout import Rollout, child_log_probs, stream_rollout
+from workbench.update import portions, state_means
+
+if TYPE_CHECKING:
+    from workbench.learner import Learner
+
+
+def preflight(learner: "Learner") -> Stream[Progress, None, tuple[Check, ...]]:
+    """Draw one rollout that is not trained on, and answer each question in a sentence; changes nothing."""
+    from workbench.evaluate import stream_images
+
+    config = learner.config
+    prompts, first = learner.draw_prompts()
+    rollout = yield from stream_rollout(
+        learner.policy.generator, config.sampler, prompts, learner.plan(), key=(config.seed, "preflight"), first_prompt=first
+    )
+    images = yield from learner.decode(rollout.final)
+    rewards = learner.total(learner.score(images, rollout.prompts))
+    seeds = list(range(config.evaluation.seed, config.evaluation.seed + len(rollout.prompts)))
+    plain = yield from stream_images(
+        learner.policy.generator,
+        rollout.prompts,
+        seeds,
+        steps=config.rollout.steps,
+        shift=config.rollout.shift,
+        batch=config.compute.sample_batch,
+    )
+    deterministic = learner.total(learner.score(plain.to(learner.device), rollout.prompts))
+    ratios = list(_ratios(learner, rollout))
+    return (
+        ratio_check(torch.cat(ratios)),
+        spread_check(rewards, config.grpo.group_size),
+        noise_check(rewards, deterministic),
+        memory_check(learner.device),
+    )
+
+
+def _ratios(learner: "Learner", rollout: Rollout) -> Stream[Tensor, None, None]:
+    """Each stochastic step's ratios, recomputed with gradients as an update would."""
+    for transition in rollout.transitions:
+        for rows in portions(len(transition.states), learner.config.compute.train_batch):
+            mean = state_means(learner.policy.generator, learner.config.sampler, transition, rows).detach()
+            log_probs = child_log_probs(Gaussian(mean, transition.std), transition.children[rows])
+            yield torch.exp(log_probs - transition.log_probs[rows]).flatten()
+
+
+def ratio_check(ratios: Tensor) -> Check:
+    """The policy that updates must be the policy that sampled: the first ratio is exactly 1."""
+    worst = float((ratios - 1).abs().max())
+    if worst == 0:
+        return Check(
+            "ratio",
+            "green",
+            f"All {ratios.numel()} first ratios are exactly 1: sampling and training see the same policy.",
+            worst,
+        )
+    level: Level = "amber" if worst < 1e-5 else "red"
+    return Check(
+        "ratio",
+        level,
+        f"First ratios differ from 1 by up to {worst:.2g}: sampling and training disagree. Look for dropout, another precision or another grid.",
+        worst,
+    )
+
+
+def spread_check(rewards: Tensor, group_size: int) -> Check:
+    """Groups whose samples all score the same teach nothing."""
+    constant = float(constant_groups(rewards, group_size).float().mean())
+    spread = float(rewards.view(-1, group_size).std(1, correction=0).mean())
+    told = f"The reward varies by {spread:.3g} inside a group on average; {constant:.0%} of the groups are constant and give no gradient."
+    if constant <= 0.25:
+        return Check("reward spread", "green", told, spread)
+    if constant < 0.9:
+        return Check("reward spread", "amber", f"{told} Larger groups, more noise or a denser reward would waste less.", spread)
+    return Check(
+        "reward spread",
+        "red",
+        f"{told} There is next to nothing to learn from: use a denser reward, easier prompts or more noise.",
+        spread,
+    )
+
+
+def noise_check(rewards: Tensor, deterministic: Tensor) -> Check:
+    """What is trained (stochastic samples) should resemble what is deployed (deterministic ones)."""
+    noisy, plain = float(rewards.mean()), float(deterministic.mean())
+    lost = plain - noisy
+    told = f"Rollouts score {noisy:.3f} on average and deterministic samples {plain:.3f}."
+    spread = float(deterministic.std()) + 1e-12
+    if lost <= 0.25 * spread:
+        return Check("noise", "green", f"{told} The noise costs little.", lost)
+    if lost <= spread:
+        return Check(
+            "noise",
+            "amber",
+            f"{told} The noise costs some quality; less of it, or a later step, would train closer to what is deployed.",
+            lost,
+        )
+    return Check("noise", "red", f"{told} The noise ruins the samples that are trained on: lower sampler.noise.", lost)
+
+
+def memory_check(device: torch.device) -> Check:
+    """Peak use so far, a whole rollout included, against what the device has."""
+    if device.type == "cuda":
+        used, whole, where = (
+            torch.cuda.max_memory_reserved(device),
+            torch.cuda.get_device_properties(device).total_memory,
+            "GPU memory",
+        )
+    else:
+        used, whole, where = psutil.Process().memory_info().rss, psutil.virtual_memory().total, "memory"
+    share = used / whole
+    told = f"{used / 2**30:.1f} of {whole / 2**30:.0f} GiB of {where} in use after a rollout."
+    if share < 0.6:
+        return Check("memory", "green", told, share)
+    remedy = "Lower compute.train_batch or compute.sample_batch if the update does not fit."
+    return Check("memory", "amber" if share < 0.85 else "red", f"{told} {remedy}", share)
