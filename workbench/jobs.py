@@ -145,14 +145,16 @@ class Job:
         return total is not None and self._iteration >= total
 
     def _end(self, status: str, error: BaseException | None = None) -> None:
-        self.over = True
         if error is not None:
             told = isinstance(error, FloatingPointError | RewardFailed | StoreError) and str(error)
             self.error = str(error) if told else f"{type(error).__name__}: {error}"
             self._trace = "".join(traceback.format_exception(error))
         self._events = self._resume = None  # closes a generator that was left in the middle, so that it cleans up
         self._ending = status
-        self.settle()
+        try:
+            self.settle()
+        finally:
+            self.over = True  # only now, so that whoever sees it finds the status written
 
 
 class Worker:
