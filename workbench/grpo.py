@@ -67,7 +67,7 @@ def clipped_loss(
     ratio = torch.exp(log_prob - old_log_prob) if ratio is None else ratio
     if not (ratio.shape == log_prob.shape == old_log_prob.shape == advantages.shape):
         shapes = ", ".join(str(tuple(x.shape)) for x in (log_prob, old_log_prob, advantages, ratio))
-        raise ValueError(f"log_prob, old_log_prob, advantages and ratio must have one shape, since each element is one sample; got {shapes}")
+        raise ValueError(f"log_prob, old_log_prob, advantages and ratio must have one shape, an element a sample; got {shapes}")
     return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1.0 - clip_range, 1.0 + clip_range))
 
 

@@ -4,7 +4,7 @@ Closed forms are evaluated in float64 and returned in the dtype that came in; no
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -359,13 +359,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def _runge_kutta(slope, z: Tensor, place: float, width: float) -> Tensor:  # type: ignore[no-untyped-def]
+def _runge_kutta(slope: Callable[[Tensor, float], Tensor], z: Tensor, place: float, width: float) -> Tensor:
     """The average slope over one step of the eighth-order method."""
     stages: list[Tensor] = []
     for row, at in zip(DOP853.A, DOP853.C, strict=True):
-        shift = sum((width * a * k for a, k in zip(row, stages, strict=False) if a), torch.zeros_like(z))
-        stages.append(slope(z + shift, place + at * width))
-    return sum((b * k for b, k in zip(DOP853.B, stages, strict=True) if b), torch.zeros_like(z))
+        stages.append(slope(z + width * _weighted(row[: len(stages)], stages, z), place + at * width))
+    return _weighted(DOP853.B, stages, z)
+
+
+def _weighted(weights: np.ndarray, stages: Sequence[Tensor], like: Tensor) -> Tensor:
+    return sum((w * k for w, k in zip(weights, stages, strict=True) if w), torch.zeros_like(like))
 
 
 def _normal(generator: torch.Generator, num: int, dimension: int) -> Tensor:
