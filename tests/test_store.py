@@ -213,6 +213,19 @@ def test_a_resumed_run_supersedes_what_lies_past_its_checkpoint(store):
     assert len(list((store.folder(run) / "images").iterdir())) == 1
 
 
+def test_the_groups_of_an_update_that_failed_are_superseded_though_the_checkpoint_came_after_them(store):
+    run = new_run(store)
+    for event in (Started(0, {}), groups(0), IterationDone(1, {}, 1.0), evaluated(1), groups(1), checkpoint(1), Started(1, {})):
+        store.record(run, event)
+    assert [row.kind for row in store.events(run)][1:] == [
+        "GroupsScored",
+        "IterationDone",
+        "Evaluated",
+        "CheckpointReady",
+        "Started",
+    ]
+
+
 def test_row_ids_never_come_back(store):
     run = new_run(store)
     store.record(run, checkpoint(0))

@@ -25,7 +25,8 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 def from_json(text: str | bytes) -> Any:
     """The value that `to_json` wrote. Raises: ValueError: if this is not JSON."""
-    return json.loads(text, object_hook=_restore)
+    rare = _NOT_FINITE in text if isinstance(text, str) else _NOT_FINITE.encode() in text
+    return json.loads(text, object_hook=_restore if rare else None)  # the hook costs more than the reading
 
 
 def fields_of(record: Any) -> dict[str, Any]:

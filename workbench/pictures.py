@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
@@ -29,12 +30,13 @@ def write_sprite(folder: Path, stem: str, images: Tensor, columns: int, largest_
     rows = -(-count // columns)
     limit = min(largest_tile or _LARGEST_SIDE, _LARGEST_SIDE // max(rows, columns))
     tile = [max(1, round(side * min(1.0, limit / max(width, height)))) for side in (width, height)]
-    sheet = Image.new("RGB", (columns * tile[0], rows * tile[1]))
-    for index, pixels in enumerate(images.permute(0, 2, 3, 1).contiguous().numpy()):
-        image = Image.fromarray(pixels)
-        if tile != [width, height]:
-            image = image.resize((tile[0], tile[1]), Image.Resampling.LANCZOS)
-        sheet.paste(image, (index % columns * tile[0], index // columns * tile[1]))
+    tiles = images.permute(0, 2, 3, 1).numpy()
+    if tile != [width, height]:
+        small = (Image.fromarray(pixels).resize((tile[0], tile[1]), Image.Resampling.LANCZOS) for pixels in tiles)
+        tiles = np.stack([np.asarray(image) for image in small])
+    filled = np.concatenate([tiles, np.zeros((rows * columns - count, *tiles.shape[1:]), np.uint8)])
+    in_rows = filled.reshape(rows, columns, tile[1], tile[0], 3).swapaxes(1, 2)
+    sheet = Image.fromarray(in_rows.reshape(rows * tile[1], columns * tile[0], 3))
     name = f"{stem}-{secrets.token_hex(4)}.webp"  # unique, so that a browser may keep it for ever
     hidden = folder / f".{name}"
     try:

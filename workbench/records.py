@@ -1,7 +1,6 @@
 """Runs and recorded events as they are read back."""
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,12 +83,11 @@ def read_row(row: Any) -> Row:
     return Row(row.id, row.kind, row.iteration, row.time, data)
 
 
-def numbers_of(row: Row) -> Iterator[tuple[str, float]]:
-    """The names and values that a row adds to the curves of its run."""
-    if row.kind == "IterationDone":
-        yield "seconds", row.data["seconds"]
-        yield from row.data["metrics"].items()
-    if row.kind == "Evaluated":
-        for steps, measures in row.data["measures"].items():
-            yield from ((f"held_out/{name}@{steps}", measure["value"]) for name, measure in measures.items())
-        yield from ((f"held_out/skill/{name}", measure["value"]) for name, measure in row.data["breakdown"].items())
+def numbers_of(kind: str, data: dict[str, Any]) -> dict[str, float]:
+    """What an event of this kind adds to the curves of its run, by name."""
+    if kind == "IterationDone":
+        return {"seconds": data["seconds"], **data["metrics"]}
+    held_out = {
+        f"held_out/{name}@{steps}": each["value"] for steps, by_name in data["measures"].items() for name, each in by_name.items()
+    }
+    return held_out | {f"held_out/skill/{name}": each["value"] for name, each in data["breakdown"].items()}

@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError
 
 from workbench import checkpoints
 from workbench.checkpoints import CheckpointError
 from workbench.events import CheckpointReady, Event, GroupsScored, IterationDone, Preview, Progress, Started
-from workbench.exact_json import fields_of, to_json
+from workbench.exact_json import fields_of, from_json, to_json
 from workbench.pictures import choose_to_drop, write_sprite
 from workbench.processes import this_process
 from workbench.records import DRIVEN, Row, Run, numbers_of, read_row, read_run
@@ -162,9 +162,12 @@ class Store:
         "held_out/skill/<name>".
         """
         curves: dict[str, list[tuple[int, float]]] = {}
-        for row in self.events(run, after, kinds=("IterationDone", "Evaluated")):
-            for name, value in numbers_of(row):
-                curves.setdefault(name, []).append((row.iteration, value))
+        query = select(EVENTS.c.kind, EVENTS.c.iteration, EVENTS.c.data).where(EVENTS.c.run == run, EVENTS.c.id > after)
+        for kind, iteration, data in self._read(
+            query.where(EVENTS.c.kind.in_(("IterationDone", "Evaluated"))).order_by(EVENTS.c.id)
+        ):
+            for name, value in numbers_of(kind, from_json(data)).items():
+                curves.setdefault(name, []).append((iteration, value))
         return curves
 
     def index(self, run: str, kind: str, after: int = 0) -> list[tuple[int, int]]:
@@ -305,14 +308,19 @@ class Store:
         return data, picture
 
     def _supersede(self, connection: Connection, run: str, iteration: int) -> list[str]:
-        """Delete what lies past the checkpoint that the run begins again from; returns the pictures that nobody names any more.
+        """Delete what lies past the state that the run begins again from; returns the pictures that nobody names any more.
 
-        Images that somebody asked for at that iteration stay.
+        That is every later iteration; the groups of an update that was not finished; and what followed the checkpoint, but for
+        images that somebody asked for.
         """
-        saved = (EVENTS.c.run == run) & (EVENTS.c.kind == "CheckpointReady") & (EVENTS.c.iteration == iteration)
-        checkpoint = connection.execute(select(EVENTS.c.id).where(saved).order_by(EVENTS.c.id.desc()).limit(1)).scalar()
+
+        def last(kind: str, reached: ColumnElement[bool]) -> int:
+            query = select(func.max(EVENTS.c.id)).where(EVENTS.c.run == run, EVENTS.c.kind == kind, reached)
+            return connection.execute(query).scalar() or 0
+
         past = EVENTS.c.iteration > iteration
-        if checkpoint is not None:
+        past |= (EVENTS.c.kind == "GroupsScored") & (EVENTS.c.id > last("IterationDone", EVENTS.c.iteration <= iteration))
+        if checkpoint := last("CheckpointReady", EVENTS.c.iteration == iteration):
             past |= (EVENTS.c.id > checkpoint) & (EVENTS.c.kind != "Sampled")
         superseded = (EVENTS.c.run == run) & past
         pictures = connection.execute(select(EVENTS.c.picture).where(superseded, EVENTS.c.picture.is_not(None))).scalars().all()
@@ -320,13 +328,15 @@ class Store:
         return list(pictures)
 
     def _thin(self, connection: Connection, run: str) -> list[str]:
-        """Let go of rollout pictures beyond the number kept; returns their file names. Their numbers stay."""
-        columns = (EVENTS.c.id, EVENTS.c.iteration, EVENTS.c.picture)
+        """Let go of rollout pictures beyond the number kept, some at a time; returns their file names. Their numbers stay."""
+        kept = self._kept_of(run)[0]
         pictured = (EVENTS.c.run == run) & (EVENTS.c.kind == "GroupsScored") & EVENTS.c.picture.is_not(None)
+        if (connection.execute(select(func.count()).select_from(EVENTS).where(pictured)).scalar() or 0) <= kept:
+            return []
+        columns = (EVENTS.c.id, EVENTS.c.iteration, EVENTS.c.picture)
         rows = connection.execute(select(*columns).where(pictured).order_by(EVENTS.c.id)).all()
-        drop = [rows[index] for index in choose_to_drop([row.iteration for row in rows], self._kept_of(run)[0])]
-        if drop:
-            connection.execute(update(EVENTS).where(EVENTS.c.id.in_([row.id for row in drop])).values(picture=None))
+        drop = [rows[index] for index in choose_to_drop([row.iteration for row in rows], kept - kept // 20)]
+        connection.execute(update(EVENTS).where(EVENTS.c.id.in_([row.id for row in drop])).values(picture=None))
         return [row.picture for row in drop]
 
     def _read(self, query: Any) -> Sequence[Any]:

@@ -17,7 +17,9 @@ from sqlalchemy import (
     Text,
     create_engine,
     event,
+    text,
 )
+from sqlalchemy.exc import ArgumentError
 
 BUSY_SECONDS = 10.0  # how long a writer waits for another one
 
@@ -59,6 +61,12 @@ EVENTS = Table(
     Column("data", Text, nullable=False),  # JSON
     Index("events_by_run", "run", "id"),
     Index("events_by_kind", "run", "kind", "id"),
+    Index(
+        "events_with_picture",
+        *("run", "kind", "id", "iteration", "picture"),
+        sqlite_where=text("picture IS NOT NULL"),
+        postgresql_where=text("picture IS NOT NULL"),
+    ),
     sqlite_autoincrement=True,  # row ids are cursors: one that was deleted must never come back
 )
 
@@ -73,9 +81,16 @@ WISHES = Table(
 
 
 def open_database(url: str) -> Engine:
-    """An engine with the tables in place; SQLite in write-ahead mode, so that readers never wait for the writer."""
+    """An engine with the tables in place; SQLite in write-ahead mode, so that readers never wait for the writer.
+
+    Raises: ValueError: if this is no URL of a database, or its driver is not installed.
+    """
     sqlite = url.startswith("sqlite")
-    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS} if sqlite else {}, pool_pre_ping=not sqlite)
+    try:
+        engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS} if sqlite else {}, pool_pre_ping=not sqlite)
+    except (ArgumentError, ModuleNotFoundError) as error:
+        forms = "sqlite:///runs/runs.db or postgresql://user@host/name"
+        raise ValueError(f"cannot use the database URL: {error}; it reads as in {forms}, with the driver installed") from None
     if sqlite:
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _take_write_lock)
