@@ -26,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = command.main(list(arguments or sys.argv[1:]), prog_name="workbench", standalone_mode=False)
     except typer.TyperException as error:
-        return _refuse(error.format_message(), error.exit_code)
+        message = error.format_message().replace("Value error, ", "")
+        return _refuse(message + _commands_if(message.startswith("No such command")), error.exit_code)
     except KeyboardInterrupt:
         return _refuse("interrupted", INTERRUPTED)
     except (ValueError, OSError) as error:
@@ -38,6 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _refuse(str(error), FAILED)
     return status if isinstance(status, int) else DONE
+
+
+def _commands_if(wanted: bool) -> str:
+    return f" Choose from: {', '.join(COMMANDS)}" if wanted else ""
 
 
 def _refuse(message: str, status: int) -> int:

@@ -256,7 +256,17 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
         raise ValueError(_unknown(node, key, key))
     if last == "name" and path and value != node["name"]:
         node.clear()
+        node.update(_defaults(path[-1], value))
     node[last] = value
+
+
+def _defaults(kind: str, name: Any) -> dict[str, Any]:
+    """The settings of an extension that is named for the first time. Raises: ValueError: lists the names."""
+    registries: dict[str, Mapping[str, type[Extension]]] = {"task": TASKS, "model": MODELS, "sampler": SAMPLERS}
+    registry = registries[kind]
+    if name not in registry:
+        raise ValueError(f"unknown {kind} {name!r}; choose from: {', '.join(registry)}")
+    return registry[name]().model_dump()
 
 
 def _set_reward(values: dict[str, Any], name: str, weight: Any) -> None:

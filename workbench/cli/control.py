@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from workbench.cli.options import Json, Runs, StoreUrl, bad_arguments
+from workbench.cli.options import Json, Runs, StoreUrl, bad_arguments, open_store
 from workbench.cli.screen import show, show_json
 
 _WISHES = {"pause": "pause", "resume": "run", "stop": "stop", "save": "save", "sample": "sample"}
@@ -18,9 +18,7 @@ def control(
     as_json: Json = False,
 ) -> None:
     """Pause, resume, stop, save or sample a run at its next iteration, from any process."""
-    from workbench.store import Store
-
-    record = Store(runs, store)
+    record = open_store(runs, store)
     with bad_arguments():
         found = record.run(run)
         record.wish(found.id, _WISHES[wish])

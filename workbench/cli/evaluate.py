@@ -5,7 +5,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.cli.options import Changes, Checkpoint, Json, Policy, Preset, Runs, StoreUrl, bad_arguments, read_numbers
+from workbench.cli.options import (
+    Changes,
+    Checkpoint,
+    Json,
+    Policy,
+    Preset,
+    Runs,
+    StoreUrl,
+    bad_arguments,
+    open_store,
+    read_numbers,
+)
 from workbench.cli.policies import Chosen, choose
 from workbench.cli.screen import Screen, show, show_json
 
@@ -28,11 +39,9 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure rewards, fidelity, diversity and distance to the base on held-out prompts, with 95 % confidence intervals."""
-    from workbench.store import Store
-
     with bad_arguments():
         counts = read_numbers("--steps", steps)
-        chosen = choose(None if run is None else Store(runs, store), run, preset, changes, checkpoint)
+        chosen = choose(None if run is None else open_store(runs, store), run, preset, changes, checkpoint)
     result = evaluate_policy(chosen, counts, images, seed)
     if as_json:
         found = {"run": chosen.run, "iteration": chosen.iteration, "images": result.images}
@@ -61,9 +70,9 @@ def evaluate_policy(chosen: Chosen, counts: tuple[int, ...], images: int | None,
         learner.restore(chosen.checkpoint)
     with Screen(chosen.title, 1) as screen:
         for event in learner.evaluate(images or settings.final_images, counts):
-            screen.event(event)
             if isinstance(event, Evaluated):
                 return event
+            screen.event(event)
     raise AssertionError("an evaluation ends with its figures")
 
 

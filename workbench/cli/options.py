@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from workbench.store import Store
 
 
 class BadArguments(typer.TyperException):
@@ -34,6 +37,14 @@ def bad_arguments() -> Iterator[None]:
         if type(error) is not ValueError:
             raise
         raise BadArguments(str(error)) from None
+
+
+def open_store(runs: str, url: str | None) -> "Store":
+    """The record that `--runs` and `--store` name. Raises: BadArguments: if the URL cannot be that of a database."""
+    from workbench.store import Store
+
+    with bad_arguments():
+        return Store(runs, url)
 
 
 def read_changes(changes: Sequence[str] | None) -> dict[str, str]:

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from workbench.cli.drive import command_line, conclude, drive, reopen
-from workbench.cli.options import BadArguments, Changes, Checkpoint, Json, Resume, Runs, StoreUrl, bad_arguments, read_changes
+from workbench.cli.options import (
+    BadArguments,
+    Changes,
+    Checkpoint,
+    Json,
+    Resume,
+    Runs,
+    StoreUrl,
+    bad_arguments,
+    open_store,
+    read_changes,
+)
 from workbench.cli.screen import say
 
 if TYPE_CHECKING:
@@ -31,18 +42,17 @@ def pretrain(
     """
     from workbench.jobs import Job
     from workbench.pretrain import pretrain as start
-    from workbench.store import Store
 
     if resume is not None and changes:
         raise BadArguments("--resume goes on with the run's own settings; leave out --set")
     with bad_arguments():
         if resume is None:
-            config, record, last = configure_pretraining(read_changes(changes)), Store(runs, store), None
+            config, record, last = configure_pretraining(read_changes(changes)), open_store(runs, store), None
             run = record.create(
                 "pretrain", config.model_dump(mode="json"), title=config.title, origin="command line", command=command_line()
             )
         else:
-            record = Store(runs, store)
+            record = open_store(runs, store)
             run, last = reopen(record, resume, checkpoint, "pretrain")
             config = configure_pretraining(record.run(run).config)
     job = Job(record, run, lambda checkpoint, controls: start(config, resume=checkpoint, controls=controls), resume=last)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.cli.options import Json, Runs, StoreUrl
+from workbench.cli.options import Json, Runs, StoreUrl, open_store
 from workbench.cli.screen import show, show_json
 
 if TYPE_CHECKING:
@@ -22,9 +22,7 @@ def list_runs(
     as_json: Json = False,
 ) -> None:
     """List the runs of the record, whoever started them."""
-    from workbench.store import Store
-
-    record = Store(runs, store)
+    record = open_store(runs, store)
     found = record.runs(kind)[:limit]
     if as_json:
         show_json([_described(run) for run in found])

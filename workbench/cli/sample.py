@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from workbench.cli.options import Changes, Checkpoint, Json, Policy, Preset, Runs, StoreUrl, bad_arguments
+from workbench.cli.options import Changes, Checkpoint, Json, Policy, Preset, Runs, StoreUrl, bad_arguments, open_store
 from workbench.cli.policies import choose
 from workbench.cli.screen import say, show, show_json
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from workbench.contracts import Sampler
 
 _TILE = 128  # pixels; smaller images are enlarged by a whole factor, so that each pixel stays itself
+
+_GAP = 2  # pixels of white around each image
 
 
 def sample(
@@ -38,12 +40,11 @@ def sample(
     from workbench import __version__
     from workbench.evaluate import generate
     from workbench.exact_json import to_json
-    from workbench.store import Store
 
     with bad_arguments():
         if out.suffix.lower() != ".png":
             raise ValueError(f"--out must end in .png, which can say how it was made; got {str(out)!r}")
-        chosen = choose(None if run is None else Store(runs, store), run, preset, changes, checkpoint)
+        chosen = choose(None if run is None else open_store(runs, store), run, preset, changes, checkpoint)
         kernel = choose_sampler(sampler)
         for text in prompt:
             chosen.config.task.check(text)
@@ -76,10 +77,11 @@ def write_grid(path: Path, images: "Tensor", columns: int, made: str) -> None:
     from PIL.PngImagePlugin import PngInfo
 
     pixels = (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    count, height, width, _ = pixels.shape
-    grid = pixels.reshape(count // columns, columns, height, width, 3).swapaxes(1, 2).reshape(-1, columns * width, 3)
-    factor = max(1, _TILE // max(height, width))
+    factor = max(1, _TILE // max(pixels.shape[1:3]))
+    tiles = np.pad(pixels.repeat(factor, 1).repeat(factor, 2), ((0, 0), (_GAP, _GAP), (_GAP, _GAP), (0, 0)), constant_values=255)
+    count, height, width, _ = tiles.shape
+    grid = tiles.reshape(count // columns, columns, height, width, 3).swapaxes(1, 2).reshape(-1, columns * width, 3)
     text = PngInfo()
     text.add_itxt("workbench", made)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.repeat(np.repeat(grid, factor, 0), factor, 1)).save(path, pnginfo=text)
+    Image.fromarray(grid).save(path, pnginfo=text)

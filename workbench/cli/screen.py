@@ -75,7 +75,8 @@ class Screen:
             case "Progress":
                 self._progress.update(self._stage, description=event.stage, completed=event.done, total=event.total)  # type: ignore[union-attr]
             case "Started":
-                self._progress.update(self._run, completed=event.iteration)  # type: ignore[union-attr]
+                self._total = event.facts.get("iterations", self._total)  # type: ignore[union-attr]
+                self._progress.update(self._run, completed=event.iteration, total=self._total)  # type: ignore[union-attr]
             case "IterationDone":
                 self._iteration(event.iteration, event.metrics)  # type: ignore[union-attr]
             case "Evaluated":

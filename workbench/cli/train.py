@@ -17,6 +17,7 @@ from workbench.cli.options import (
     Runs,
     StoreUrl,
     bad_arguments,
+    open_store,
     read_changes,
 )
 
@@ -24,8 +25,8 @@ from workbench.cli.options import (
 def train(
     preset: Preset = "shapes",
     changes: Changes = None,
-    iterations: Annotated[int | None, typer.Option(help="policy updates")] = None,
-    seed: Annotated[int | None, typer.Option(help="every random number of the run follows from it")] = None,
+    iterations: Annotated[str | None, typer.Option(metavar="N", help="policy updates")] = None,
+    seed: Annotated[str | None, typer.Option(metavar="N", help="every random number of the run follows from it")] = None,
     title: Annotated[str | None, typer.Option(help="name shown on the page")] = None,
     resume: Resume = None,
     checkpoint: Checkpoint = None,
@@ -39,7 +40,6 @@ def train(
     """
     from workbench.config import configure, parse_config
     from workbench.jobs import Job
-    from workbench.store import Store
     from workbench.train import train as start
 
     options = {"iterations": iterations, "seed": seed, "title": None if title is None else json.dumps(title)}
@@ -48,9 +48,9 @@ def train(
         raise BadArguments("--resume goes on with the run's own settings; leave out --preset, --set and the like")
     with bad_arguments():
         if resume is None:
-            config, record, last = configure(preset, read_changes(changes) | given), Store(runs, store), None
+            config, record, last = configure(preset, read_changes(changes) | given), open_store(runs, store), None
         else:
-            record = Store(runs, store)
+            record = open_store(runs, store)
             run, last = reopen(record, resume, checkpoint, "train")
             config = parse_config(record.run(run).config)
     if int(os.environ.get("RANK", "0")):  # torchrun: the first process keeps the record, the others follow it
