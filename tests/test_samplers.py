@@ -21,8 +21,9 @@ from workbench.benchmarks.samplers import (
     references,
 )
 from workbench.contracts import Sampler
+from workbench.energy import EnergyReference, holm
 from workbench.flow import seed_stream, seeded_noise, time_grid
-from workbench.lab import EnergyReference, GaussianMixture, double_ring, exact_flow_map, holm, outer_mass
+from workbench.lab import GaussianMixture, double_ring, exact_flow_map, outer_mass
 from workbench.samplers import SAMPLERS
 
 CASES = [(name, kind) for name, sampler in SAMPLERS.items() for kind in sampler.needs]

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from workbench.contracts import FlowMap, Sampler
+from workbench.energy import EnergyReference, holm
 from workbench.flow import Gaussian, seed_stream, time_grid
-from workbench.lab import Distribution, EnergyReference, GaussianMixture, double_ring, exact_flow_map, holm, outer_mass
+from workbench.lab import Distribution, GaussianMixture, double_ring, exact_flow_map, outer_mass
 from workbench.samplers.asfmc import AnchoredSampler
 from workbench.samplers.flow_sde import FlowSDESampler
 from workbench.samplers.ode import ODESampler
