@@ -170,7 +170,7 @@ class Learner:
         sample = held_out(self.config.task, images, settings.group_size, settings.seed)
         measures: dict[int, dict[str, Measure]] = {}
         skills: dict[str, Measure] = {}
-        shown = slice(0, settings.preview)
+        shown = self._shown()
         preview = torch.empty(0)
         for count in steps:
             with self.averaged():
@@ -181,18 +181,25 @@ class Learner:
                 preview = to_uint8(pictures[shown])
                 main = max(self.weights, key=lambda name: ("exact" in name, self.weights[name]))
                 skills = breakdown(self.rewards[main](pictures, sample.prompts), sample, self.config.task)
-        yield Evaluated(
-            self.iteration, measures, len(sample.prompts), sample.prompts[shown], sample.seeds[shown], Preview(preview), skills
-        )
+        prompts, seeds = zip(*((sample.prompts[i], sample.seeds[i]) for i in shown), strict=True)
+        yield Evaluated(self.iteration, measures, len(sample.prompts), prompts, seeds, Preview(preview), skills)
         self._judge(measures.get(self.config.rollout.steps) or measures[steps[-1]])
 
     def sample(self) -> Iterator[Event]:
         """Pictures of held-out prompts at the evaluation's seeds, on request."""
         settings = self.config.evaluation
-        sample = held_out(self.config.task, settings.preview, min(settings.group_size, settings.preview), settings.seed)
+        sample = held_out(self.config.task, settings.final_images, settings.group_size, settings.seed)
+        prompts, seeds = zip(*((sample.prompts[i], sample.seeds[i]) for i in self._shown()), strict=True)
         with self.averaged():
-            pictures = yield from self._pictures(sample.prompts, sample.seeds, self.config.rollout.steps)
-        yield Sampled(self.iteration, sample.prompts, sample.seeds, Preview(to_uint8(pictures)))
+            pictures = yield from self._pictures(prompts, seeds, self.config.rollout.steps)
+        yield Sampled(self.iteration, prompts, seeds, Preview(to_uint8(pictures)))
+
+    def _shown(self) -> list[int]:
+        """Places of the images kept, the same in every evaluation: one of each prompt first, then further ones."""
+        settings = self.config.evaluation
+        groups = max(1, min(settings.images, settings.final_images) // settings.group_size)
+        size = settings.group_size
+        return [group * size + turn for turn in range(size) for group in range(groups)][: settings.preview]
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
