@@ -15,10 +15,14 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def main(
-    host: Annotated[str, typer.Option(help="address to listen on; another than this machine's own needs a password")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="address to listen on; another than this machine's own needs a password")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="port to listen on")] = 7860,
     runs: Annotated[Path, typer.Option(help="folder of the runs")] = Path("runs"),
-    store: Annotated[str, typer.Option(help="database of the runs as an SQLAlchemy URL; by default SQLite inside the folder")] = "",
+    store: Annotated[
+        str, typer.Option(help="database of the runs as an SQLAlchemy URL; by default SQLite inside the folder")
+    ] = "",
     auth: Annotated[str, typer.Option(envvar="WORKBENCH_AUTH", help="USER:PASSWORD that visitors must give")] = "",
 ) -> None:
     """Open the workbench in a browser: start, watch and control runs."""
@@ -26,7 +30,9 @@ def main(
     if auth and not (user and password):
         _refuse("--auth must be USER:PASSWORD, with neither of them empty")
     if host not in LOOPBACK and not auth:
-        _refuse(f"--host {host} would let anyone on the network control this machine; give --auth USER:PASSWORD, or keep 127.0.0.1")
+        _refuse(
+            f"--host {host} would let anyone on the network control this machine; give --auth USER:PASSWORD, or keep 127.0.0.1"
+        )
     if not _is_free(host, port):
         _refuse(f"port {port} is in use; port {_free_port(host)} is free: python app.py --port {_free_port(host)}")
     serve(host, port, runs, store or None, (user, password) if auth else None)
@@ -54,8 +60,7 @@ def serve(host: str, port: int, runs: Path, url: str | None, auth: tuple[str, st
         server_name=host,
         server_port=port,
         auth=auth,
-        css_paths=sorted(ASSETS.glob("*.css")),
-        head=f'<script>window.workbenchPlotly = "/gradio_api/file={(plotly / "plotly.min.js").as_posix()}"</script>',
+        head=_head(ASSETS, plotly / "plotly.min.js"),
         footer_links=[],
         ssr_mode=False,
         quiet=True,
@@ -67,6 +72,12 @@ def serve(host: str, port: int, runs: Path, url: str | None, auth: tuple[str, st
         page.block_thread()
     finally:
         studio.worker.close(timeout=30)
+
+
+def _head(assets: Path, plotly: Path) -> str:
+    """The page's own style, and where the charts' library lies; it is loaded with the first chart."""
+    style = "".join(f'<link rel="stylesheet" href="/gradio_api/file={sheet.as_posix()}">' for sheet in sorted(assets.glob("*.css")))
+    return style + f'<script>window.workbenchPlotly = "/gradio_api/file={plotly.as_posix()}"</script>'
 
 
 def _tabs(panels: dict, studio: object) -> None:

@@ -24,7 +24,10 @@ from workbench.events import (
 
 COLOURS = torch.tensor([[226, 55, 50], [60, 180, 75], [64, 112, 240], [245, 200, 40]], dtype=torch.uint8)
 PROMPTS = tuple(
-    f"{number} {colour} {shape}s" for number in ("two", "three") for colour in ("red", "green", "blue", "yellow") for shape in ("square", "circle")
+    f"{number} {colour} {shape}s"
+    for number in ("two", "three")
+    for colour in ("red", "green", "blue", "yellow")
+    for shape in ("square", "circle")
 )
 
 
@@ -37,7 +40,13 @@ def toy_events(config: RunConfig, *, drift: float = 1.0, start: int = 0) -> Iter
     yield Started(start, {"device": "cpu", "parameters": 12})
     if start == 0:
         yield _evaluation(config, 0, drift)
-        yield PreflightDone(0, (Check("first ratio", "green", "The first ratio is exactly 1.", 1.0), Check("spread", "amber", "A third of the groups agree.", 0.3)))
+        yield PreflightDone(
+            0,
+            (
+                Check("first ratio", "green", "The first ratio is exactly 1.", 1.0),
+                Check("spread", "amber", "A third of the groups agree.", 0.3),
+            ),
+        )
         yield CheckpointReady(0, {}, {"iteration": 0})
     for iteration in range(start + 1, config.iterations + 1):
         yield Progress("rollout", 1, 2)
@@ -69,7 +78,7 @@ def _metrics(config: RunConfig, iteration: int) -> dict[str, float]:
     wave = 0.03 * _noise(iteration)
     return {
         "reward": 0.3 + 0.4 * share + wave,
-        "reward_std": 0.25 - 0.1 * share + wave / 5,
+        "reward_spread": 0.25 - 0.1 * share + wave / 5,
         "kl": 0.4 * share + abs(wave),
         "clip_fraction": 0.05 + abs(wave),
         "ratio": 1.0 + wave * 1e-4,

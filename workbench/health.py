@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from workbench.events import Level
@@ -27,17 +28,22 @@ class Verdict:
 
 def verdicts(history: History, config: Mapping[str, Any], status: str, error: str | None = None) -> list[Verdict]:
     """What to say about a run, gravest first; never empty."""
-    found = [*_ended_badly(status, error), *_hacking(history, config), *_collapse(history, config), *_signal(history, config)]
+    fallen = _fallen(history, config)
+    found = [*_ended_badly(status, error), *fallen, *_hacking(history, config), *_collapse(history, config)]
+    if not fallen:
+        found += _signal(history, config)
     order = {"red": 0, "amber": 1, "green": 2}
     return sorted(found, key=lambda verdict: order[verdict.level]) or [_fine(history, config, status)]
 
 
-def held_out_reward(history: History, config: Mapping[str, Any]) -> list[tuple[int, float, float, float]]:
-    """The trained reward on held-out prompts: iteration, value, low, high.
+def held_out_reward(
+    history: History, config: Mapping[str, Any], steps: int | None = None
+) -> list[tuple[int, float, float, float]]:
+    """The trained reward on held-out prompts, at `steps` or the rollout's number of steps: iteration, value, low, high.
 
     Where only its parts were measured, their weighted sum; the bounds are then summed as well, which is wider than exact.
     """
-    steps = rollout_steps(config)
+    steps = steps or rollout_steps(config)
     measured = history.measure(steps, "reward")
     if measured:
         return measured
@@ -73,10 +79,41 @@ def _ended_badly(status: str, error: str | None) -> list[Verdict]:
         return [Verdict("red", "Paused by itself", error, remedy)]
     if status == "crashed":
         sentence = "The process that drove this run is gone without finishing it."
-        return [Verdict("red", "Crashed", sentence, "Press Resume: it goes on from its last checkpoint, with the same numbers as if nothing had happened.")]
+        return [
+            Verdict(
+                "red",
+                "Crashed",
+                sentence,
+                "Press Resume: it goes on from its last checkpoint, with the same numbers as if nothing had happened.",
+            )
+        ]
     if status == "failed":
         remedy = "The full traceback is in error.txt in the run's folder. Mend the cause, then press Resume."
         return [Verdict("red", "Failed", error or "The run ended with an error.", remedy)]
+    return []
+
+
+def _fallen(history: History, config: Mapping[str, Any]) -> list[Verdict]:
+    """The held-out reward was clearly better before, or the training reward has lost most of what it had gained."""
+    remedy = "Go back to the best checkpoint. Lower the learning rate or raise the KL weight; a larger grpo.std_floor calms groups without spread."
+    held = held_out_reward(history, config)
+    if len(held) > 2:
+        best = max(held[:-1], key=lambda point: point[1])
+        now = held[-1]
+        if now[3] < best[2] and best[1] - now[1] > 0.3 * abs(best[1] - held[0][1]):
+            sentence = f"Held-out reward was {best[1]:.3g} at iteration {best[0]} and is {now[1]:.3g} at iteration {now[0]}."
+            return [Verdict("red", "The reward has fallen back", sentence, remedy)]
+    values = [value for _, value in history.metric("reward")]
+    if len(values) >= 30:
+        means = [sum(values[i : i + 10]) / 10 for i in range(0, len(values) - 9, 5)]
+        first, top, now_mean = means[0], max(means), sum(values[-10:]) / 10
+        if (
+            top - first > 0.05 * max(abs(top), 1e-9)
+            and now_mean < first + 0.4 * (top - first)
+            and means.index(top) < len(means) - 2
+        ):
+            sentence = f"Training reward climbed to {top:.3g} and is back at {now_mean:.3g}."
+            return [Verdict("red", "The reward is falling back", sentence, remedy)]
     return []
 
 
@@ -97,7 +134,9 @@ def _hacking(history: History, config: Mapping[str, Any]) -> list[Verdict]:
                 f"Training reward rises, but {_words(name)} is {growth:.1f} times the base's, past {HACKED:g} times since iteration {since}: "
                 "the policy is learning to please the reward rather than to follow the prompt."
             )
-            remedy = f"Raise grpo.kl_weight, give a fidelity reward more weight, or go back to a checkpoint before iteration {since}."
+            remedy = (
+                f"Raise grpo.kl_weight, give a fidelity reward more weight, or go back to a checkpoint before iteration {since}."
+            )
             found.append(Verdict("red", "Reward hacking suspected", sentence, remedy))
     return found
 
@@ -113,13 +152,29 @@ def _collapse(history: History, config: Mapping[str, Any]) -> list[Verdict]:
             what = "different compositions in a group" if name == "layouts" else "difference between images of a group"
             level: Level = "red" if share < 0.5 else "amber"
             sentence = f"Images of one prompt grow alike: {what}, {share:.0%} of the base's."
-            found.append(Verdict(level, "Diversity is shrinking", sentence, "Raise the KL weight, lower the learning rate, or stop earlier."))
+            found.append(
+                Verdict(
+                    level, "Diversity is shrinking", sentence, "Raise the KL weight, lower the learning rate, or stop earlier."
+                )
+            )
             break
     held = held_out_reward(history, config)
     trained = history.metric("reward")
-    if len(held) > 2 and _rises([v for _, v in trained]) and held[-1][3] < max(v for _, v, *_ in held[:-1]) - 1e-9 and held[-1][1] < held[0][1]:
+    if (
+        len(held) > 2
+        and _rises([v for _, v in trained])
+        and held[-1][3] < max(v for _, v, *_ in held[:-1]) - 1e-9
+        and held[-1][1] < held[0][1]
+    ):
         sentence = "Training reward rises while the held-out reward has fallen below the base's."
-        found.append(Verdict("amber", "Held-out reward falls", sentence, "Stop, and take the best checkpoint; then raise the KL weight or use more prompts."))
+        found.append(
+            Verdict(
+                "amber",
+                "Held-out reward falls",
+                sentence,
+                "Stop, and take the best checkpoint; then raise the KL weight or use more prompts.",
+            )
+        )
     return found
 
 
@@ -130,12 +185,26 @@ def _signal(history: History, config: Mapping[str, Any]) -> list[Verdict]:
         quiet = quiet_groups(groups)
         if quiet > 0.75:
             sentence = f"{quiet:.0%} of the latest groups have no spread of reward, so they give no gradient."
-            found.append(Verdict("amber", "Little to learn from", sentence, "Use prompts of middling difficulty, larger groups, or more sampler noise."))
+            found.append(
+                Verdict(
+                    "amber",
+                    "Little to learn from",
+                    sentence,
+                    "Use prompts of middling difficulty, larger groups, or more sampler noise.",
+                )
+            )
     held = held_out_reward(history, config)
     trained = history.metric("reward")
     if len(held) > 1 and trained and trained[-1][0] >= 40 and held[-1][2] <= held[0][1] and not _rises([v for _, v in trained]):
         sentence = f"After {trained[-1][0]} iterations the held-out reward is still within the base's error band."
-        found.append(Verdict("amber", "Not learning yet", sentence, "Raise the learning rate, or the sampler's noise so that groups differ more."))
+        found.append(
+            Verdict(
+                "amber",
+                "Not learning yet",
+                sentence,
+                "Raise the learning rate, or the sampler's noise so that groups differ more.",
+            )
+        )
     return found
 
 
@@ -154,7 +223,11 @@ def _fine(history: History, config: Mapping[str, Any], status: str) -> Verdict:
         sentence = f"{status.capitalize()}. Nothing wrong so far; the next held-out evaluation will tell more."
         return Verdict("green", "So far, so good", sentence)
     gain = f"Held-out reward went from {held[0][1]:.3g} to {held[-1][1]:.3g} by iteration {held[-1][0]}"
-    drift = [f"{_words(name)} {ratio:.1f}x the base's" for name in statistics(history, config) if (ratio := _growth(history, config, name))]
+    drift = [
+        f"{_words(name)} {ratio:.1f}x the base's"
+        for name in statistics(history, config)
+        if (ratio := _growth(history, config, name))
+    ]
     return Verdict("green", "Healthy", gain + (f"; {', '.join(drift)}" if drift else "") + ".")
 
 
@@ -167,7 +240,7 @@ def _rises(values: Sequence[float]) -> bool:
     """The last tenth lies clearly above the first: by more than the noise between neighbours explains."""
     part = max(1, len(values) // 10)
     first, last = values[:part], values[-part:]
-    jumps = sorted(abs(b - a) for a, b in zip(values, values[1:], strict=False))
+    jumps = sorted(abs(b - a) for a, b in pairwise(values))
     noise = jumps[len(jumps) // 2] if jumps else 0.0
     return sum(last) / len(last) - sum(first) / len(first) > 0.5 * noise
 

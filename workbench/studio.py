@@ -103,7 +103,10 @@ class Studio:
         if groups:
             last = groups[-1][1]
             known = replace(
-                known, group_rows=known.group_rows + tuple(groups), groups=self.groups(run, last), changed={**known.changed, "groups": last}
+                known,
+                group_rows=known.group_rows + tuple(groups),
+                groups=self.groups(run, last),
+                changed={**known.changed, "groups": last},
             )
         self._histories[run] = known
         self._histories.move_to_end(run)

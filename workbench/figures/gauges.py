@@ -20,7 +20,7 @@ class Gauge:
     limit: tuple[str, str] | None = None  # dotted key of the setting that bounds it, and the label of its line
 
     def __call__(self, history: History, config: Mapping[str, Any]) -> go.Figure:
-        chart = figure(self.title, self.healthy, height=170)
+        chart = figure(self.title, self.healthy, x="", height=170)
         points = history.metric(self.metric)
         raw_and_smooth(chart, points, "smoothed", TRAIN)
         bound = _setting(config, self.limit[0]) if self.limit else None
@@ -40,14 +40,14 @@ def _setting(config: Mapping[str, Any], key: str) -> float | None:
 GAUGES: dict[str, Callable[[History, Mapping[str, Any]], go.Figure]] = {
     "kl": Gauge(
         "kl",
-        "KL to the reference (mean over dimensions)",
-        "Healthy: rises slowly and levels off. A steady climb means the policy runs away: raise the KL weight or lower the learning rate.",
+        "KL to the reference",
+        "A mean over dimensions. Healthy: rises slowly and levels off. A steady climb: raise the KL weight or lower the learning rate.",
         ("guard.max_kl", "pauses here"),
     ),
     "clip_fraction": Gauge(
         "clip_fraction",
         "Clipped ratios (share)",
-        "Healthy: below about 0.3; 0 with one epoch per batch. Higher: fewer epochs, a smaller learning rate or a wider clip range.",
+        "Healthy: 0 with one epoch per batch, else below 0.3. Higher: fewer epochs, a smaller learning rate or a wider clip range.",
     ),
     "ratio": Gauge(
         "ratio",
@@ -62,12 +62,12 @@ GAUGES: dict[str, Callable[[History, Mapping[str, Any]], go.Figure]] = {
     ),
     "update_size": Gauge(
         "update_size",
-        "Update size (relative to the weights)",
-        "Healthy: 1e-5 to 1e-2 and steady. Near zero nothing is learned; above 1e-2 the policy jumps: adjust the learning rate.",
+        "Update size, relative",
+        "Change over weights. Healthy: 1e-5 to 1e-2 and steady. Far off either way: adjust the learning rate.",
     ),
-    "reward_std": Gauge(
-        "reward_std",
+    "reward_spread": Gauge(
+        "reward_spread",
         "Reward spread inside groups",
-        "Healthy: well above zero, shrinking late. Zero leaves nothing to learn from: more noise, larger groups or harder prompts.",
+        "Healthy: well above zero, shrinking late. At zero nothing is left to learn: more noise, larger groups or harder prompts.",
     ),
 }

@@ -18,7 +18,7 @@ EDGES = np.linspace(-3, 3, 25)
 
 def advantage_distribution(history: History, config: Mapping[str, Any]) -> go.Figure:
     """Histogram of the latest advantages; samples of groups without spread are counted apart, at zero."""
-    chart = figure("Advantages of the latest groups", HEALTHY, x="advantage (spreads from the group's mean)", y="samples")
+    chart = figure("Advantages of the latest groups", HEALTHY, x="advantage, in spreads", y="samples")
     chart.update_layout(barmode="stack", bargap=0.06, hovermode="closest", showlegend=True)
     chart.update_xaxes(rangemode="normal", range=[-3.2, 3.2])
     if history.groups is None:
@@ -29,10 +29,17 @@ def advantage_distribution(history: History, config: Mapping[str, Any]) -> go.Fi
     flat = advantages.ravel().clip(EDGES[0], EDGES[-1] - 1e-9)
     centres = (EDGES[:-1] + EDGES[1:]) / 2
     for name, chosen, colour in (
-        ("pushed down", (flat < 0) & ~quiet, DOWN),
-        ("pushed up", (flat >= 0) & ~quiet, UP),
+        ("down", (flat < 0) & ~quiet, DOWN),
+        ("up", (flat >= 0) & ~quiet, UP),
         ("no gradient", quiet, QUIET),
     ):
         counts = np.histogram(flat[chosen], EDGES)[0]
-        chart.add_bar(x=centres, y=counts, width=0.23, name=f"{name} ({int(chosen.sum())})", marker={"color": colour}, hovertemplate="%{y} samples")
+        chart.add_bar(
+            x=centres,
+            y=counts,
+            width=0.23,
+            name=f"{name} {int(chosen.sum())}",
+            marker={"color": colour},
+            hovertemplate="%{y} samples",
+        )
     return chart

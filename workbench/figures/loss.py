@@ -8,7 +8,9 @@ import plotly.graph_objects as go
 from workbench.figures.style import SERIES, figure, raw_and_smooth
 from workbench.history import History
 
-HEALTHY = "Healthy: falls fast, then slowly. A jump upward that stays means divergence: lower the learning rate. The level itself says little."
+HEALTHY = (
+    "Healthy: falls fast, then slowly. A jump upward that stays means divergence: lower the learning rate. Its level says little."
+)
 
 
 def loss_curve(history: History, config: Mapping[str, Any]) -> go.Figure:

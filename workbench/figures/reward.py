@@ -21,8 +21,8 @@ def reward_curve(history: History, config: Mapping[str, Any]) -> go.Figure:
     """Reward of training and held-out prompts over iterations, with 95 % bands; the parts start hidden in the legend."""
     chart = figure("Reward", HEALTHY, y="reward", height=330)
     chart.update_layout(showlegend=True)
-    raw_and_smooth(chart, history.metric("reward"), "training, smoothed", TRAIN)
-    _held_out(chart, held_out_reward(history, config), "held-out, 95 % band", HELD_OUT, visible=True)
+    raw_and_smooth(chart, history.metric("reward"), "training", TRAIN)
+    _held_out(chart, held_out_reward(history, config), "held-out", HELD_OUT, visible=True)
     for name, colour in zip(reward_names(config), (SERIES[3], SERIES[1], SERIES[4], SERIES[5]), strict=False):
         _held_out(chart, history.measure(rollout_steps(config), name), name.replace("_", " "), colour, visible="legendonly")
     return chart

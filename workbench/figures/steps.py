@@ -6,46 +6,42 @@ from typing import Any
 import plotly.graph_objects as go
 
 from workbench.figures.style import HELD_OUT, QUIET, figure
+from workbench.health import held_out_reward
 from workbench.history import History
 
 HEALTHY = (
     "Healthy: the new curve lies above the old one at every number of steps. If it gains only at the trained number, the map has "
-    "specialised: train on fewer steps too, or stop earlier."
+    "specialised: train on other numbers of steps too, or stop earlier."
 )
+Point = tuple[int, float, float, float]  # iteration, value, low, high
 
 
 def reward_by_steps(history: History, config: Mapping[str, Any]) -> go.Figure:
     """Held-out reward at 1, 2, 4, 8 steps: the base against the latest evaluation that measured each."""
-    chart = figure("Held-out reward by sampling steps", HEALTHY, x="sampling steps (deterministic)", y="reward")
+    chart = figure("Held-out reward by sampling steps", HEALTHY, x="sampling steps, deterministic", y="reward", height=250)
     chart.update_layout(showlegend=True, hovermode="closest")
     chart.update_xaxes(type="category", rangemode="normal")
-    if not history.evaluations:
-        return chart
-    first = _reward_of(history.evaluations[0].data)
-    latest: dict[int, tuple[int, dict[str, float]]] = {}
-    for item in history.evaluations[1:]:
-        latest.update({steps: (item.iteration, m) for steps, m in _reward_of(item.data).items()})
-    _line(chart, "before", QUIET, {steps: (0, m) for steps, m in first.items()}, "circle-open")
-    if latest:
-        _line(chart, f"iteration {max(at for at, _ in latest.values())}", HELD_OUT, latest, "circle")
+    counts = sorted({int(steps) for item in history.evaluations for steps in item.data["measures"]})
+    found = {steps: points for steps in counts if (points := held_out_reward(history, config, steps))}
+    before = {steps: points[0] for steps, points in found.items() if points[0][0] == 0}
+    now = {steps: points[-1] for steps, points in found.items() if points[-1][0] > 0}
+    if before:
+        _line(chart, "before", QUIET, before, "circle-open")
+    if now:
+        _line(chart, f"iteration {max(point[0] for point in now.values())}", HELD_OUT, now, "circle")
     return chart
 
 
-def _reward_of(data: Mapping[str, Any]) -> dict[int, dict[str, float]]:
-    return {int(steps): measures["reward"] for steps, measures in data["measures"].items() if "reward" in measures}
-
-
-def _line(chart: go.Figure, name: str, colour: str, found: Mapping[int, tuple[int, Mapping[str, float]]], symbol: str) -> None:
-    steps = sorted(found)
-    values = [found[n][1]["value"] for n in steps]
+def _line(chart: go.Figure, name: str, colour: str, points: Mapping[int, Point], symbol: str) -> None:
+    """A curve with its 95 % bars; the hover names the iteration, since not every evaluation measures every number of steps."""
     chart.add_scatter(
-        x=[str(n) for n in steps],
-        y=values,
+        x=[str(steps) for steps in points],
+        y=[value for _, value, _, _ in points.values()],
         error_y={
             "type": "data",
             "symmetric": False,
-            "array": [found[n][1]["high"] - v for n, v in zip(steps, values, strict=True)],
-            "arrayminus": [v - found[n][1]["low"] for n, v in zip(steps, values, strict=True)],
+            "array": [high - value for _, value, _, high in points.values()],
+            "arrayminus": [value - low for _, value, low, _ in points.values()],
             "thickness": 1.4,
             "width": 5,
         },
@@ -53,6 +49,6 @@ def _line(chart: go.Figure, name: str, colour: str, found: Mapping[int, tuple[in
         name=name,
         line={"color": colour, "width": 2},
         marker={"size": 9, "symbol": symbol},
-        customdata=[found[n][0] for n in steps],
-        hovertemplate="%{y:.3f} at %{x} steps (iteration %{customdata})<extra></extra>",
+        customdata=[iteration for iteration, *_ in points.values()],
+        hovertemplate="%{y:.3f} at %{x} steps, iteration %{customdata}<extra></extra>",
     )

@@ -1,6 +1,7 @@
 """What all figures share: colours that people with any colour vision tell apart, smoothing, thinning, and the plain layout."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import plotly.graph_objects as go
@@ -47,7 +48,7 @@ def thin(x: NDArray[np.int32], *ys: NDArray[np.float64], limit: int = LIMIT) -> 
         edges = np.linspace(0, len(x), limit // 2 + 1).astype(int)
         lead = np.where(np.isfinite(ys[0]), ys[0], 0.0)
         keep = {0, len(x) - 1}
-        for start, end in zip(edges[:-1], edges[1:], strict=True):
+        for start, end in pairwise(edges):
             keep |= {start + int(lead[start:end].argmin()), start + int(lead[start:end].argmax())}
         index = np.array(sorted(keep))
         x, ys = x[index], tuple(y[index] for y in ys)
@@ -60,13 +61,12 @@ def faded(colour: str, alpha: float) -> str:
     return f"rgba({red},{green},{blue},{alpha})"
 
 
-def figure(title: str, healthy: str, *, x: str = "iteration", y: str = "", height: int = 240, key: str = "run") -> go.Figure:
+def figure(title: str, healthy: str, *, x: str = "iteration", y: str = "", height: int = 240) -> go.Figure:
     """An empty figure with the common layout.
 
     Args:
         title: what is shown, with its unit; the page sets it as the card's heading.
         healthy: one plain sentence on what good looks like and what to do otherwise.
-        key: charts keep zoom and hidden traces while this stays the same.
     """
     chart = go.Figure()
     chart.update_layout(
@@ -74,14 +74,13 @@ def figure(title: str, healthy: str, *, x: str = "iteration", y: str = "", heigh
         title={"text": title},
         meta={"healthy": healthy},
         height=height,
-        margin={"l": 48, "r": 12, "t": 8, "b": 34},
+        margin={"l": 52, "r": 12, "t": 10, "b": 44 if x else 26},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         hovermode="x unified",
-        uirevision=key,
+        uirevision="kept",
         showlegend=False,
-        legend={"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
-        xaxis={"title": {"text": x, "standoff": 6}, "zeroline": False, "rangemode": "tozero"},
+        xaxis={"title": {"text": x, "standoff": 10}, "zeroline": False, "rangemode": "tozero", "automargin": True},
         yaxis={"title": {"text": y, "standoff": 6}, "zeroline": False, "automargin": True},
     )
     return chart
@@ -89,11 +88,26 @@ def figure(title: str, healthy: str, *, x: str = "iteration", y: str = "", heigh
 
 def raw_and_smooth(chart: go.Figure, points: Points, name: str, colour: str) -> None:
     """A thin line of every value and a strong one of its moving average."""
+    if not points:
+        return
     x, y = columns(points)
     x_thin, raw, average = thin(x, y, smooth(y))
     chart.add_scatter(
-        x=x_thin, y=raw, mode="lines", name=f"{name}, raw", line={"color": faded(colour, 0.35), "width": 1}, showlegend=False, hoverinfo="skip"
+        x=x_thin,
+        y=raw,
+        mode="lines",
+        name=f"{name}, raw",
+        line={"color": faded(colour, 0.35), "width": 1},
+        showlegend=False,
+        legendgroup=name,
+        hoverinfo="skip",
     )
     chart.add_scatter(
-        x=x_thin, y=average, mode="lines", name=name, line={"color": colour, "width": 2.4}, hovertemplate="%{y:.4g}<extra>" + name + "</extra>"
+        x=x_thin,
+        y=average,
+        mode="lines",
+        name=name,
+        legendgroup=name,
+        line={"color": colour, "width": 2.4},
+        hovertemplate="%{y:.4g}<extra>" + name + "</extra>",
     )

@@ -13,7 +13,7 @@ HEALTHY = "Healthy: flat. A drop means that something else uses the machine; lar
 
 def throughput(history: History, config: Mapping[str, Any]) -> go.Figure:
     """Images sampled and trained on per second of each iteration."""
-    chart = figure("Throughput (images/s)", HEALTHY, height=170)
+    chart = figure("Throughput (images/s)", HEALTHY, x="", height=170)
     raw_and_smooth(chart, images_per_second(history, config), "smoothed", TRAIN)
     return chart
 

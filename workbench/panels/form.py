@@ -16,12 +16,16 @@ def render(model: BaseModel) -> str:
     Input names are dotted paths, as in error messages; the fields of an extension carry its name, such as `sampler.asfmc.noise`.
     Plain fields come first, then choices, then groups of settings, folded.
     """
-    plain, folded = [], []
+    plain, choices, lists, folded = [], [], [], []
     for name, field in type(model).model_fields.items():
         value = getattr(model, name)
-        target = folded if _is_group(value) else plain
+        if isinstance(value, BaseModel):
+            target = folded if _is_group(value) else choices
+        else:
+            target = lists if _is_list(value) else plain
         target.append(_field(name, name, field, field.annotation, value))
-    return f'<div class="wb-fields">{"".join(plain)}</div><div class="wb-folds">{"".join(folded)}</div>'
+    blocks = {"wb-fields": plain, "wb-choices": choices, "wb-lists": lists, "wb-folds": folded}
+    return "".join(f'<div class="{name}">{"".join(parts)}</div>' for name, parts in blocks.items())
 
 
 def read(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,7 +41,10 @@ def read(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
         for part in path:
             node = node.setdefault(part, {})
         node[last] = value
-    return {name: _read(model.model_fields[name].annotation, value) if name in model.model_fields else value for name, value in tree.items()}
+    return {
+        name: _read(model.model_fields[name].annotation, value) if name in model.model_fields else value
+        for name, value in tree.items()
+    }
 
 
 def _read(annotation: Any, value: Any) -> Any:
@@ -70,12 +77,15 @@ def _read_list(item: type[BaseModel], value: dict[str, Any]) -> list[dict[str, A
 
 def _field(path: str, name: str, field: FieldInfo, annotation: Any, value: Any) -> str:
     if _is_group(value):
-        inner = "".join(_field(f"{path}.{key}", key, info, info.annotation, getattr(value, key)) for key, info in type(value).model_fields.items())
+        inner = "".join(
+            _field(f"{path}.{key}", key, info, info.annotation, getattr(value, key))
+            for key, info in type(value).model_fields.items()
+        )
         note = _note(type(value))
         return f'<details class="wb-fold"><summary>{_label(name)}<span>{note}</span></summary><div class="wb-fields">{inner}</div></details>'
     if isinstance(value, BaseModel):
         return _choice(path, name, field, _members(annotation), value)
-    if isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
+    if _is_list(value):
         return _list(path, name, field, get_args(annotation)[0], value)
     return _wrapped(path, _label(name), field.description, _input(path, field, annotation, value))
 
@@ -83,8 +93,12 @@ def _field(path: str, name: str, field: FieldInfo, annotation: Any, value: Any) 
 def _choice(path: str, name: str, field: FieldInfo, members: tuple[type[BaseModel], ...], value: BaseModel) -> str:
     """A menu of extensions, with the fields of the chosen one below it."""
     chosen = getattr(value, "name", "")
-    options = "".join(f'<option value="{_name_of(m)}"{_on("selected", _name_of(m) == chosen)}>{_name_of(m)}</option>' for m in members)
-    menu = f'<select id="f-{path}.name" name="{path}.name" data-choice="{path}" aria-describedby="h-{path}.name">{options}</select>'
+    options = "".join(
+        f'<option value="{_name_of(m)}"{_on("selected", _name_of(m) == chosen)}>{_name_of(m)}</option>' for m in members
+    )
+    menu = (
+        f'<select id="f-{path}.name" name="{path}.name" data-choice="{path}" aria-describedby="h-{path}.name">{options}</select>'
+    )
     parts = [_wrapped(f"{path}.name", _label(name), field.description, menu)]
     for member in members:
         label = _name_of(member)
@@ -96,7 +110,9 @@ def _choice(path: str, name: str, field: FieldInfo, members: tuple[type[BaseMode
         )
         note = _note(member)
         hidden = _on("hidden", label != chosen)
-        parts.append(f'<div class="wb-extension" data-of="{path}" data-name="{label}"{hidden}><p>{note}</p><div class="wb-fields">{inner}</div></div>')
+        parts.append(
+            f'<div class="wb-extension" data-of="{path}" data-name="{label}"{hidden}><p>{note}</p><div class="wb-fields">{inner}</div></div>'
+        )
     return f'<fieldset class="wb-choice"><legend class="wb-sr">{_label(name)}</legend>{"".join(parts)}</fieldset>'
 
 
@@ -190,6 +206,11 @@ def _note(model: type[BaseModel]) -> str:
 def _is_group(value: Any) -> bool:
     """Nested settings, as against an extension that is chosen by name."""
     return isinstance(value, BaseModel) and "name" not in type(value).model_fields
+
+
+def _is_list(value: Any) -> bool:
+    """Several extensions with settings of their own beside them."""
+    return isinstance(value, tuple) and bool(value) and isinstance(value[0], BaseModel)
 
 
 def _label(name: str) -> str:

@@ -41,10 +41,15 @@ def update(studio: Studio, asked: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _news(parts: Mapping[str, tuple[Any, Callable[[], Any]]], seen: Mapping[str, Any], without: Any) -> dict[str, Any] | None:
-    changed = {name: (version, make) for name, (version, make) in parts.items() if seen.get(name) != version and name not in without}
+    changed = {
+        name: (version, make) for name, (version, make) in parts.items() if seen.get(name) != version and name not in without
+    }
     if not changed:
         return None
-    return {"versions": {name: version for name, (version, _) in changed.items()}, "parts": {name: make() for name, (_, make) in changed.items()}}
+    return {
+        "versions": {name: version for name, (version, _) in changed.items()},
+        "parts": {name: make() for name, (_, make) in changed.items()},
+    }
 
 
 def _parts(studio: Studio, view: View, at: int) -> dict[str, tuple[Any, Callable[[], Any]]]:
@@ -76,7 +81,12 @@ def _value(value: Any) -> tuple[str, Callable[[], Any]]:
 
 
 def _listed(runs: list[Run]) -> tuple[str, Callable[[], Any]]:
-    return _value([{"id": run.id, "title": run.title, "status": run.status, "kind": run.kind, "created": run.created} for run in runs[:LISTED]])
+    return _value(
+        [
+            {"id": run.id, "title": run.title, "status": run.status, "kind": run.kind, "created": run.created}
+            for run in runs[:LISTED]
+        ]
+    )
 
 
 def _status(view: View) -> dict[str, Any]:
@@ -124,7 +134,7 @@ def _groups(studio: Studio, view: View, at: int) -> dict[str, Any] | None:
         images = [
             {
                 "tile": place * size + i - index.start,
-                "seed": data["seeds"][i],
+                "seed": str(data["seeds"][i]),  # 64 bits, more than a number of the browser holds
                 "reward": _round(data["rewards"][i]),
                 "advantage": _round(data["advantages"][i]),
                 "parts": {name: _round(values[i]) for name, values in data["parts"].items()},
@@ -172,7 +182,12 @@ def _sheet(studio: Studio, run: Run, item: Recorded | None) -> dict[str, Any] | 
     if item is None:
         return None
     data = item.data
-    return {"iteration": item.iteration, "prompts": data["prompts"], "seeds": data["seeds"], "sheet": _sprite(studio, run, data["preview"])}
+    return {
+        "iteration": item.iteration,
+        "prompts": data["prompts"],
+        "seeds": data["seeds"],
+        "sheet": _sprite(studio, run, data["preview"]),
+    }
 
 
 def _sprite(studio: Studio, run: Run, preview: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -72,12 +72,16 @@ def build(studio: Studio) -> None:
 
 def _page() -> str:
     """The static layout, with a card for every small chart and a choice for every preset."""
-    own = ("reward", "advantages", "steps")
+    own = ("reward", "advantages", "steps", "skills")  # placed by hand
     names = [name for name in FIGURES["train"] if name not in own]
     gauges = "".join(f'<article class="wb-card wb-gauge" data-chart="{name}"></article>' for name in names)
     presets = "".join(f'<option value="{name}">{name}: {escape(config.title)}</option>' for name, config in PRESETS.items())
     text = (ASSETS / "train.html").read_text()
-    text = text.replace("<!-- gauges -->", gauges).replace("<!-- presets -->", presets).replace("<!-- form -->", form.render(PRESETS["shapes"]))
+    text = (
+        text.replace("<!-- gauges -->", gauges)
+        .replace("<!-- presets -->", presets)
+        .replace("<!-- form -->", form.render(PRESETS["shapes"]))
+    )
     for mark in "`\\$":  # Gradio reads the layout as a JavaScript template
         text = text.replace(mark, f"&#{ord(mark)};")
     return text

@@ -6,7 +6,7 @@ window.workbench.charts = (() => {
 
   const load = () => plotly = plotly || new Promise((resolve, reject) => {
     const script = document.createElement("script");
-    script.src = wb.root.closest("#train").querySelector(".wb").dataset.plotly || window.workbenchPlotly;
+    script.src = window.workbenchPlotly;
     script.onload = () => resolve(window.Plotly);
     script.onerror = () => reject(new Error("plotly.min.js could not be loaded"));
     document.head.append(script);
@@ -18,19 +18,48 @@ window.workbench.charts = (() => {
     const axis = { gridcolor: line, linecolor: line, tickcolor: line, color: ink };
     const { title, meta, ...rest } = layout;
     return {
-      ...rest, autosize: true, font: { family: "system-ui, sans-serif", size: 12, color: ink },
+      ...rest, showlegend: false, autosize: true, font: { family: "system-ui, sans-serif", size: 12, color: ink },
       xaxis: { ...layout.xaxis, ...axis }, yaxis: { ...layout.yaxis, ...axis },
       hoverlabel: { bgcolor: card, bordercolor: line, font: { color: colour("--ink") } },
     };
   };
   const options = { displaylogo: false, responsive: true, displayModeBar: "hover", modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "toImage"] };
 
+  // One switch for each named line; a band goes with its line. Which are off is remembered while the page is open.
+  const legend = (card, figure) => {
+    const box = card.querySelector(".wb-chips");
+    const named = figure.layout.showlegend ? figure.data.filter((trace) => trace.showlegend !== false) : [];
+    const key = named.map((trace) => trace.name).join("|");
+    card.chosen = card.chosen || new Map(); // what was switched by hand; all else is as the figure says
+    const group = (trace) => trace.legendgroup || trace.name;
+    const off = (trace) => card.chosen.has(group(trace)) ? !card.chosen.get(group(trace)) : trace.initially === "legendonly";
+    for (const trace of figure.data) trace.initially = trace.initially || trace.visible || true;
+    if (box.dataset.key !== key) {
+      box.dataset.key = key;
+      box.replaceChildren(...named.map((trace) => {
+        const chip = wb.make("button", "wb-chip", trace.name);
+        chip.type = "button";
+        chip.style.setProperty("--line-colour", (trace.line || trace.marker || {}).color);
+        chip.setAttribute("aria-pressed", String(!off(trace)));
+        chip.addEventListener("click", () => {
+          card.chosen.set(group(trace), off(trace));
+          chip.setAttribute("aria-pressed", String(!off(trace)));
+          if (!waiting.has(card)) waiting.set(card, drawn.get(card));
+          redraw(card);
+        });
+        return chip;
+      }));
+    }
+    for (const trace of figure.data) trace.visible = !off(trace);
+  };
+
   const frame = (card, layout) => {
     if (card.querySelector(".plot")) return card.querySelector(".plot");
     const head = wb.make("div", "wb-head"), plot = wb.make("div", "plot");
-    head.append(wb.make("h2", "", layout.title.text));
+    head.append(wb.make("h2", "", layout.title.text), wb.make("div", "wb-chips"));
     plot.style.height = `${layout.height}px`;
     plot.setAttribute("role", "img");
+    plot.append(wb.make("p", "wb-wait", "Drawn as soon as there is something to draw."));
     card.append(head, plot, wb.make("p", "wb-hint", layout.meta.healthy));
     return plot;
   };
@@ -39,9 +68,12 @@ window.workbench.charts = (() => {
     const figure = waiting.get(card);
     if (!figure) return;
     waiting.delete(card);
+    if (!figure.data.length) return;
     const Plotly = await load();
     const plot = frame(card, figure.layout);
     plot.setAttribute("aria-label", `Chart: ${figure.layout.title.text}`);
+    legend(card, figure);
+    plot.querySelector(".wb-wait")?.remove();
     await Plotly.react(plot, figure.data, themed(figure.layout), options);
     drawn.set(card, figure);
   };
@@ -58,7 +90,7 @@ window.workbench.charts = (() => {
           entry.target.dataset.visible = entry.isIntersecting ? "yes" : "";
           if (entry.isIntersecting) redraw(entry.target);
         }
-      }, { rootMargin: "200px" });
+      }, { rootMargin: "900px" });
       wb.root.querySelectorAll("[data-chart]").forEach((card) => observer.observe(card));
       watchTheme();
     }
@@ -74,7 +106,12 @@ window.workbench.charts = (() => {
     }
   };
 
-  const clear = () => { waiting.clear(); };
+  const clear = () => {
+    waiting.clear();
+    for (const card of drawn.keys()) window.Plotly.purge(card.querySelector(".plot"));
+    for (const card of wb.root.querySelectorAll("[data-chart]")) card.replaceChildren();
+    drawn.clear();
+  };
 
   return { draw, clear };
 })();

@@ -26,7 +26,7 @@ window.workbench.pictures = (() => {
   };
 
   const sign = (image, quiet) => quiet ? "○" : image.advantage > 0 ? "▲" : image.advantage < 0 ? "▼" : "○";
-  const signed = (value) => `${value > 0 ? "+" : value < 0 ? "−" : ""}${Math.abs(value).toFixed(1)}`;
+  const signed = (value) => `${value > 0 ? "+" : value < 0 ? "−" : ""}${Math.abs(value) < 0.95 ? Math.abs(value).toFixed(2).slice(1) : Math.abs(value).toFixed(1)}`;
   const direction = (image, quiet) => quiet || image.advantage === 0 ? "none" : image.advantage > 0 ? "up" : "down";
   const meaning = { up: "pushed up", down: "pushed down", none: "no gradient" };
 
@@ -40,7 +40,10 @@ window.workbench.pictures = (() => {
     const [picture, advantage, reward, words] = node.children, way = direction(image, group.quiet);
     wb.setAttr(node, "data-way", way);
     node.style.setProperty("--pull", `${group.quiet ? 0 : Math.min(100, 35 + 35 * Math.abs(image.advantage))}%`);
-    if (data.sheet) paint(picture, data.sheet, image.tile, 80); else picture.style.backgroundImage = "";
+    if (data.sheet) {
+      paint(picture, data.sheet, image.tile, 80);
+      node.style.setProperty("--w", picture.style.width);
+    } else picture.style.backgroundImage = "none";
     wb.setText(advantage, group.quiet ? "○" : `${sign(image)} ${signed(image.advantage)}`);
     wb.setText(reward, image.reward.toFixed(2));
     wb.setText(words, ` reward, ${meaning[way]}, rank ${rank + 1} for ${group.prompt}`);
@@ -107,7 +110,11 @@ window.workbench.pictures = (() => {
     selected = byHand ? choice : null;
     const { data, group, image, rank } = choice, way = direction(image, group.quiet);
     const box = wb.slot("detail"), head = wb.make("div", "wb-head");
-    head.append(wb.make("h2", "", "Image"), wb.make("span", "wb-note", `iteration ${data.iteration}, rank ${rank + 1} of ${group.images.length}`));
+    const close = wb.make("button", "wb-button small wb-close", "Close");
+    close.type = "button";
+    close.addEventListener("click", () => box.classList.remove("open"));
+    head.append(wb.make("h2", "", "Image"), wb.make("span", "wb-note", `iteration ${data.iteration}, rank ${rank + 1} of ${group.images.length}`), close);
+    box.classList.toggle("open", byHand);
     const picture = wb.make("div", "wb-large");
     picture.setAttribute("role", "img");
     picture.setAttribute("aria-label", `${group.prompt}, seed ${image.seed}`);
