@@ -1,6 +1,6 @@
 """A run's whole configuration as one frozen object, and the presets that people start from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Union
 
 import yaml
@@ -100,7 +100,7 @@ class EvaluationConfig(Settings):
     images: int = Field(256, ge=8, description="images at each evaluation during training")
     final_images: int = Field(512, ge=8, description="images before the first and after the last update")
     group_size: int = Field(8, ge=2, description="samples per prompt, over which diversity is measured")
-    steps: tuple[int, ...] = Field(
+    steps: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field(
         (1, 2, 4, 8), min_length=1, description="sampling steps reported before and after; during training only the rollout's"
     )
     seed: int = Field(20_000, description="seed of the evaluation noise, the same before, during and after")
@@ -167,7 +167,12 @@ class RunConfig(Settings):
         if self.sampler.name == "ode" or getattr(self.sampler, "noise", 1.0) == 0:
             stochastic = ", ".join(name for name in SAMPLERS if name != "ode")
             raise ValueError(
-                f"sampler {self.sampler.name!r} draws no noise, so GRPO has no ratio to train; use noise > 0 with one of: {stochastic}"
+                f"sampler {self.sampler.name!r} draws no noise, so GRPO has no ratio to train; use noise > 0 with one of: "
+                f"{stochastic}"
+            )
+        if getattr(self.sampler, "anchor", 1.0) == 0:
+            raise ValueError(
+                f"sampler {self.sampler.name!r} draws no noise at anchor = 0, so GRPO has no ratio to train; use a larger anchor"
             )
         if self.rollout.antithetic and self.rollout.mode == "branch" and self.grpo.group_size % 2:
             raise ValueError(f"antithetic noise comes in pairs: grpo.group_size must be even, got {self.grpo.group_size}")
@@ -221,16 +226,16 @@ PRESETS: dict[str, RunConfig] = {
 def configure(preset: str = "shapes", changes: Mapping[str, Any] | None = None) -> RunConfig:
     """A preset with dotted changes applied, such as `{"grpo.group_size": 16, "sampler.name": "flow_sde"}`.
 
-    Values may be text as typed on a command line; they are read as YAML scalars, and `rewards.NAME` sets the weight of one
-    reward. Changing an extension's `name` starts it from its own defaults.
+    Values may be text as typed on a command line, and `rewards.NAME` sets the weight of one reward. Changing an extension's
+    `name` starts it from its own defaults, whatever the order of the changes.
 
     Raises: ValueError: one line for each mistake, naming the key, the value and what would be accepted.
     """
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; choose from: {', '.join(PRESETS)}")
     values = PRESETS[preset].model_dump()
-    for key, value in sorted((changes or {}).items(), key=lambda item: not item[0].endswith(".name")):
-        _set(values, key, yaml.safe_load(value) if isinstance(value, str) else value)
+    for key, value in sorted((changes or {}).items(), key=lambda item: not _chooses_extension(item[0])):
+        _set(values, key, _read(value))
     return parse_config(values)
 
 
@@ -239,39 +244,54 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ValueError("\n".join(_explain(values, item) for item in error.errors())) from None
+        items = error.errors()
+        causes = [item for item in items if item["type"] != "too_short" or len(items) == 1]  # else it counts what else is wrong
+        raise ValueError("\n".join(_explain(item) for item in causes)) from None
+
+
+_EXTENSIONS: dict[str, Mapping[str, type[Extension]]] = {"task": TASKS, "model": MODELS, "sampler": SAMPLERS}
+_MEMBERS: dict[int | str, type[Extension]] = {**TASKS, **MODELS, **SAMPLERS, **REWARDS}
+
+
+def _chooses_extension(key: str) -> bool:
+    return key.removesuffix(".name") in _EXTENSIONS
+
+
+def _read(value: Any) -> Any:
+    """Text as typed on a command line: a list is read as YAML; all else stays text, which the field's own type understands."""
+    return yaml.safe_load(value) if isinstance(value, str) and value.lstrip().startswith(("[", "{")) else value
 
 
 def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    if _chooses_extension(key) and not isinstance(value, Mapping):
+        _choose(values, key.removesuffix(".name"), value)
+        return
     *path, last = key.split(".")
-    if path == ["rewards"]:
-        _set_reward(values, last, value)
+    if path and path[0] == "rewards":
+        _set_reward(values, ".".join([*path[1:], last]), value)
         return
     node: Any = values
-    for depth, part in enumerate(path):
-        if not isinstance(node, dict) or part not in node:
-            raise ValueError(_unknown(node, key, ".".join(path[: depth + 1])))
-        node = node[part]
-    if not isinstance(node, dict) or last not in node:
-        raise ValueError(_unknown(node, key, key))
-    if last == "name" and path and value != node["name"]:
-        node.clear()
-        node.update(_defaults(path[-1], value))
-    node[last] = value
+    for part in (*path, last):
+        if not isinstance(node, dict):
+            raise ValueError(f"unknown setting {key!r}: {key.removesuffix('.' + part)!r} is a single value")
+        if part not in node:
+            raise ValueError(f"unknown setting {key!r}; choose from: {', '.join(node)}")
+        parent, node = node, node[part]
+    parent[last] = value
 
 
-def _defaults(kind: str, name: Any) -> dict[str, Any]:
-    """The settings of an extension that is named for the first time. Raises: ValueError: lists the names."""
-    registries: dict[str, Mapping[str, type[Extension]]] = {"task": TASKS, "model": MODELS, "sampler": SAMPLERS}
-    registry = registries[kind]
-    if name not in registry:
-        raise ValueError(f"unknown {kind} {name!r}; choose from: {', '.join(registry)}")
-    return registry[name]().model_dump()
+def _choose(values: dict[str, Any], field: str, name: Any) -> None:
+    """Another extension, with its own defaults."""
+    known = _EXTENSIONS[field]
+    if name not in known:
+        raise ValueError(f"{field}.name: unknown {field} {name!r}; choose from: {', '.join(known)}")
+    if name != values[field]["name"]:
+        values[field] = known[name]().model_dump()
 
 
 def _set_reward(values: dict[str, Any], name: str, weight: Any) -> None:
     if name not in REWARDS:
-        raise ValueError(f"unknown reward {name!r}; choose from: {', '.join(REWARDS)}")
+        raise ValueError(f"rewards.{name}: unknown reward {name!r}; choose from: {', '.join(REWARDS)}")
     for weighted in values["rewards"]:
         if weighted["reward"]["name"] == name:
             weighted["weight"] = weight
@@ -279,17 +299,36 @@ def _set_reward(values: dict[str, Any], name: str, weight: Any) -> None:
     values["rewards"] = (*values["rewards"], {"reward": {"name": name}, "weight": weight})
 
 
-def _unknown(node: Any, key: str, at: str) -> str:
-    choices = ", ".join(node) if isinstance(node, dict) else "nothing: it is a single value"
-    return f"unknown setting {key!r} at {at!r}; choose from: {choices}"
-
-
-def _explain(values: Mapping[str, Any], item: Any) -> str:
+def _explain(item: Any) -> str:
     """pydantic's error as one line: key, value, rule, and the choices where a name is wrong."""
-    where = ".".join(str(part) for part in item["loc"])
+    where = ".".join(_without_tags(item["loc"]))
     rule = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
-        return f"unknown setting {where!r}"
+        return f"unknown setting {where!r}; choose from: {', '.join(_fields_beside(item['loc']))}"
+    if item["type"] == "union_tag_invalid":
+        choices = item["ctx"]["expected_tags"].replace("'", "")
+        return f"{where}.name: unknown {where.split('.')[-1]} {item['ctx']['tag']!r}; choose from: {choices}"
+    if item["type"] in ("missing", "union_tag_not_found"):
+        return f"{where}: a value is required" + (", with a 'name'" if item["type"] == "union_tag_not_found" else "")
     if not where:
         return rule
-    return f"{where} = {item['input']!r}: {rule}"
+    return f"{where} = {item['input']!r}: {rule[0].lower()}{rule[1:]}"
+
+
+def _without_tags(loc: Sequence[int | str]) -> list[str]:
+    """The dotted key of an error; pydantic also puts the name of the union member that it tried."""
+    named = ("task", "model", "sampler", "reward")
+    return [str(part) for i, part in enumerate(loc) if not (i and loc[i - 1] in named and part in _MEMBERS)]
+
+
+def _fields_beside(loc: Sequence[int | str]) -> list[str]:
+    """What could have been written where an unknown setting stands."""
+    kind: Any = RunConfig
+    for part in loc[:-1]:
+        if isinstance(part, int):
+            kind = WeightedReward
+        elif part in kind.model_fields and hasattr(kind.model_fields[part].annotation, "model_fields"):
+            kind = kind.model_fields[part].annotation
+        elif part in _MEMBERS:
+            kind = _MEMBERS[part]
+    return list(kind.model_fields)
