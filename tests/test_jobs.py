@@ -108,10 +108,17 @@ def test_a_run_has_one_job(store):
         Job(store, run, toy)
 
 
-def test_nothing_is_started_before_the_first_event_is_asked_for(store):
-    asked = []
-    Job(store, new_run(store), lambda resume, controls: asked.append(1) or toy(resume, controls))
-    assert not asked
+def test_a_run_is_started_when_the_first_event_is_asked_for_and_runs_while_it_loads(store):
+    run, statuses = new_run(store), []
+
+    def start(resume, controls):
+        statuses.append(store.run(run).status)
+        return toy(resume, controls)
+
+    job = Job(store, run, start)
+    assert not statuses
+    drive(job)
+    assert statuses == ["running"]
 
 
 def test_a_stopped_and_resumed_run_equals_one_that_was_never_interrupted(store):
@@ -326,6 +333,25 @@ def test_calls_run_between_events_on_the_worker_thread(store, worker):
     worker.submit(job)
     while not job.over:
         assert worker.call(lambda: (list(inside), threading.get_ident() in threads or not threads)).result(30) == ([], True)
+
+
+def test_a_call_waits_for_one_event_and_not_for_every_job(store, worker):
+    log = []
+
+    def start(name):
+        def events(resume, controls):
+            for event in toy(resume, controls):
+                log.append(name)
+                if log == ["a"]:
+                    worker.call(lambda: log.append("call"))
+                yield event
+
+        return events
+
+    jobs = [Job(store, new_run(store), start(name)) for name in "ab"]
+    submit_together(worker, jobs)
+    until_over(worker, jobs)
+    assert log[:3] == ["a", "call", "b"]
 
 
 def test_the_exception_of_a_call_goes_to_its_future(store, worker):

@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import signal
 import sqlite3
 import subprocess
@@ -527,7 +528,8 @@ store.record(run, checkpoint(2))
                 child.stdin.flush()
         assert store.run(run).status == "running"
         child.send_signal(signal.SIGKILL)
-        child.wait(30)
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, yet still listed until its parent asks
+        assert store.run(run).status == "crashed"
     assert store.run(run).status == "crashed"
     assert "ended while the run was running" in store.run(run).error
     assert store.checkpoints(run) == list(range(1, left + 1))
