@@ -250,7 +250,7 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
 
 
 _EXTENSIONS: dict[str, Mapping[str, type[Extension]]] = {"task": TASKS, "model": MODELS, "sampler": SAMPLERS}
-_MEMBERS: dict[int | str, type[Extension]] = {**TASKS, **MODELS, **SAMPLERS, **REWARDS}
+_MEMBERS: dict[Any, type[Extension]] = {**TASKS, **MODELS, **SAMPLERS, **REWARDS}
 
 
 def _chooses_extension(key: str) -> bool:

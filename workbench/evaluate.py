@@ -3,6 +3,7 @@
 from collections.abc import Generator as Stream
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from scipy import stats
@@ -75,7 +76,7 @@ def stream_images(
         own = seeds[start : start + batch]
         flow_map = generator.bind(generator.embed(prompts[start : start + batch]))
         x = image_noise(own, generator.latent_shape, generator.device)
-        for step, (t, s) in enumerate(zip(times, times[1:], strict=False)):
+        for step, (t, s) in enumerate(pairwise(times)):
             transition = kernel.step(flow_map, x, t, s)
             x = transition.mean
             if transition.std:

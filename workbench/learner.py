@@ -1,9 +1,10 @@
-"""Everything a run carries from one iteration to the next: policy, optimizer, averaged weights, rewards, and how they are saved."""
+"""Everything a run carries from one iteration to the next: policy, optimizer, averaged weights, rewards; and how it is saved."""
 
 import math
 from collections.abc import Generator as Stream
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -47,7 +48,8 @@ class Learner:
         kind = self.policy.generator.kind
         if kind not in config.sampler.needs:
             raise ValueError(
-                f"sampler {config.sampler.name!r} needs a {' or '.join(config.sampler.needs)} map, and {config.model.name!r} is a {kind} map"
+                f"sampler {config.sampler.name!r} needs a {' or '.join(config.sampler.needs)} map, "
+                f"and {config.model.name!r} is a {kind} map"
             )
         self.optimizer = accelerator.prepare(
             torch.optim.AdamW(
@@ -58,16 +60,19 @@ class Learner:
             )
         )
         self.average = AveragedWeights(self.policy.parameters, optimizer.ema_decay)
-        self.rewards = {weighted.reward.name: weighted.reward.load(self.device) for weighted in config.rewards}
+        self.rewards = {
+            weighted.reward.name: partial(_checked, weighted.reward.name, weighted.reward.load(self.device))
+            for weighted in config.rewards
+        }
         self.weights = {weighted.reward.name: weighted.weight for weighted in config.rewards}
         self.times = time_grid(config.rollout.steps, config.rollout.shift)
         self.spreads = [1.0] * (config.rollout.steps - 1)  # running reward spread inside groups, by branching step
         self.iteration = 0
-        self.base_reward = 0.0  # of the first held-out evaluation
+        self.checked = False  # whether preflight has been
+        self.evaluated = -1  # the iteration up to which every evaluation that was due has been
+        self.base_reward: float | None = None  # of the first held-out evaluation
         self.best_reward, self.best_iteration = -math.inf, 0
         self._base_images: dict[int, Tensor] = {}
-
-    # ---- what an iteration asks for -------------------------------------------------------------------------------------------
 
     def draw_prompts(self) -> tuple[list[str], int]:
         """This process's prompts of the iteration, one per group, and the index of its first in the whole batch."""
@@ -111,7 +116,7 @@ class Learner:
 
         Raises: RewardFailed: naming the reward, the prompt and what came back.
         """
-        return {name: _checked(name, reward, images, prompts) for name, reward in self.rewards.items()}
+        return {name: reward(images, prompts) for name, reward in self.rewards.items()}
 
     def total(self, parts: dict[str, Tensor]) -> Tensor:
         """The weighted sum that is trained on, [N]."""
@@ -133,14 +138,12 @@ class Learner:
             spread = float(rewards.view(-1, self.config.grpo.group_size).std(1, correction=0).mean())
             self.spreads[step] += 0.2 * (max(spread, 1e-3) - self.spreads[step])
 
-    # ---- optimisation -----------------------------------------------------------------------------------------------------------
-
     def learning_rate(self) -> float:
         settings = self.config.optimizer
         return settings.learning_rate * min(1.0, (self.iteration + 1) / (settings.warmup + 1))
 
     def apply_gradients(self) -> Tensor:
-        """Average the gradients over processes, clip, step, and follow with the averaged weights; returns the norm before clipping.
+        """Average the gradients over processes, clip and step; returns the norm before clipping.
 
         Raises: FloatingPointError: before anything is changed, if the norm is not finite.
         """
@@ -152,14 +155,13 @@ class Learner:
         if not torch.isfinite(norm) and self.config.compute.precision != "fp16":  # fp16's scaler skips such a step by itself
             self.optimizer.zero_grad()
             raise FloatingPointError(
-                f"iteration {self.iteration}: the gradient norm is {float(norm)}; lower optimizer.learning_rate or raise grpo.kl_weight, then resume"
+                f"iteration {self.iteration}: the gradient norm is {float(norm)}; "
+                "lower optimizer.learning_rate or raise grpo.kl_weight, then resume"
             )
         set_learning_rate(self.optimizer, self.learning_rate())
         self.optimizer.step()
         self.optimizer.zero_grad()
         return norm
-
-    # ---- looking ----------------------------------------------------------------------------------------------------------------
 
     def evaluate(self, images: int, steps: Sequence[int]) -> Iterator[Event]:
         """Held-out evaluation with averaged weights; also keeps the best iteration and watches for collapse.
@@ -175,8 +177,8 @@ class Learner:
         for count in steps:
             with self.averaged():
                 pictures = yield from self._pictures(sample.prompts, sample.seeds, count)
-            base = yield from self._base_pictures(sample.prompts, sample.seeds, count)
-            measures[count] = measure(pictures, sample, self.config.task, self.rewards, base)
+            base = yield from self._base_pictures(count)
+            measures[count] = measure(pictures, sample, self.config.task, self.rewards, base[: len(pictures)])
             if count == self.config.rollout.steps or not len(preview):
                 preview = to_uint8(pictures[shown])
                 main = max(self.weights, key=lambda name: ("exact" in name, self.weights[name]))
@@ -220,39 +222,57 @@ class Learner:
             batch=self.config.compute.sample_batch,
         )
 
-    def _base_pictures(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> Stream[Progress, None, Tensor]:
-        """What the reference draws for the same sample, as thumbnails; made once, since a shorter sample is its beginning."""
-        if len(self._base_images.get(steps, ())) < len(prompts):
+    def _base_pictures(self, steps: int) -> Stream[Progress, None, Tensor]:
+        """What the reference draws for the same sample, as thumbnails.
+
+        Made once, for the longest sample whoever asks first: a shorter one is its beginning, and a resumed run's are the same.
+        """
+        if steps not in self._base_images:
+            settings = self.config.evaluation
+            longest = held_out(
+                self.config.task, max(settings.images, settings.final_images), settings.group_size, settings.seed
+            )
             with self.policy.reference():
-                pictures = yield from self._pictures(prompts, seeds, steps)
+                pictures = yield from self._pictures(longest.prompts, longest.seeds, steps)
             self._base_images[steps] = thumbnails(pictures)
-        return self._base_images[steps][: len(prompts)]
+        return self._base_images[steps]
 
     def _judge(self, measures: dict[str, Measure]) -> None:
         """Remember the best iteration; stop a run whose held-out reward has collapsed."""
         reward = sum(weight * measures[name].value for name, weight in self.weights.items())
-        if self.iteration == 0:
+        if self.base_reward is None:
             self.base_reward = reward
         if reward > self.best_reward:
             self.best_reward, self.best_iteration = reward, self.iteration
         floor = self.config.guard.collapse * self.base_reward
         if self.base_reward > 0 and reward < floor:
             raise Diverged(
-                f"iteration {self.iteration}: the held-out reward fell to {reward:.3g}, below {self.config.guard.collapse:.0%} of the base's "
-                f"{self.base_reward:.3g}; resume from an earlier checkpoint with a smaller optimizer.learning_rate or a larger grpo.kl_weight"
+                f"iteration {self.iteration}: the held-out reward fell to {reward:.3g}, below "
+                f"{self.config.guard.collapse:.0%} of the base's {self.base_reward:.3g}; {REMEDY}"
             )
 
-    # ---- saving -----------------------------------------------------------------------------------------------------------------
+    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Copies of the parameters and the optimizer's state, for `undo`."""
+        parameters = {name: parameter.detach().clone() for name, parameter in self.policy.parameters.items()}
+        return parameters, {name: value.clone() for name, value in optimizer_tensors(self.optimizer).items()}
+
+    def undo(self, snapshot: tuple[dict[str, Tensor], dict[str, Tensor]]) -> None:
+        """Take back the steps of an iteration that failed."""
+        parameters, optimizer = snapshot
+        self.policy.load(parameters)
+        load_optimizer_tensors(self.optimizer, optimizer)
 
     def checkpoint(self) -> CheckpointReady:
         """The whole state; its tensors are live, so they must be written before the run goes on."""
         state = {
             "iteration": self.iteration,
+            "checked": self.checked,
+            "evaluated": self.evaluated,
             "spreads": self.spreads,
             "updates": self.average.updates,
             "base_reward": self.base_reward,
             "best": self.best_iteration,
-            "best_reward": self.best_reward,
+            "best_reward": None if self.base_reward is None else self.best_reward,
             "config": self.config.model_dump(mode="json"),
         }
         tensors = {
@@ -271,9 +291,15 @@ class Learner:
         self.average.load(checkpoint.tensors["ema"], checkpoint.state["updates"])
         load_optimizer_tensors(self.optimizer, checkpoint.tensors["optimizer"])
         self.iteration = checkpoint.iteration
+        self.checked, self.evaluated = checkpoint.state["checked"], checkpoint.state["evaluated"]
         self.spreads = list(checkpoint.state["spreads"])
-        self.base_reward, self.best_reward = checkpoint.state["base_reward"], checkpoint.state["best_reward"]
-        self.best_iteration = checkpoint.state["best"]
+        if checkpoint.state["base_reward"] is not None:
+            self.base_reward, self.best_reward = checkpoint.state["base_reward"], checkpoint.state["best_reward"]
+            self.best_iteration = checkpoint.state["best"]
+
+
+_MEND = "mend it, then resume the run"
+REMEDY = "resume from an earlier checkpoint with a smaller optimizer.learning_rate or a larger grpo.kl_weight"
 
 
 class Diverged(FloatingPointError):
@@ -285,17 +311,25 @@ def _checked(name: str, reward: RewardFunction, images: Tensor, prompts: Sequenc
     try:
         values = reward(images, prompts)
     except Exception as error:
-        raise RewardFailed(f"reward {name!r} raised {type(error).__name__}: {error}; mend it, then resume the run") from error
+        told = f"reward {name!r} raised {type(error).__name__}: {error}"
+        raise RewardFailed(f"{told}, {_culprit(reward, images, prompts)}; {_MEND}") from error
     if not isinstance(values, Tensor) or values.shape != (len(prompts),):
         got = f"shape {list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-        raise RewardFailed(
-            f"reward {name!r} must give one number per image, [{len(prompts)}], got {got}; mend it, then resume the run"
-        )
+        where = f"the samples from prompt {prompts[0]!r} on"
+        raise RewardFailed(f"reward {name!r} must give one number per image, [{len(prompts)}], got {got} for {where}; {_MEND}")
     values = values.float()
     wrong = (~torch.isfinite(values)).nonzero().flatten().tolist()
     if wrong:
-        raise RewardFailed(
-            f"reward {name!r} gave {values[wrong[0]].item()} for sample {wrong[0]}, prompt {prompts[wrong[0]]!r} ({len(wrong)} of {len(prompts)} "
-            "samples); mend it, then resume the run"
-        )
+        first = f"{values[wrong[0]].item()} for sample {wrong[0]}, prompt {prompts[wrong[0]]!r}"
+        raise RewardFailed(f"reward {name!r} gave {first} ({len(wrong)} of {len(prompts)} samples); {_MEND}")
     return values
+
+
+def _culprit(reward: RewardFunction, images: Tensor, prompts: Sequence[str]) -> str:
+    """Which sample makes a reward raise, found by scoring one at a time."""
+    for index, prompt in enumerate(prompts):
+        try:
+            reward(images[index : index + 1], [prompt])
+        except Exception:  # it is reported by the caller, which saw it first
+            return f"for sample {index}, prompt {prompt!r}"
+    return f"for a batch of {len(prompts)} samples, though for none of them alone"

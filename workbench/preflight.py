@@ -70,7 +70,8 @@ def ratio_check(ratios: Tensor) -> Check:
     return Check(
         "ratio",
         level,
-        f"First ratios differ from 1 by up to {worst:.2g}: sampling and training disagree. Look for dropout, another precision or another grid.",
+        f"First ratios differ from 1 by up to {worst:.2g}: sampling and training disagree. "
+        "Look for dropout, another precision or another grid.",
         worst,
     )
 
@@ -79,7 +80,10 @@ def spread_check(rewards: Tensor, group_size: int) -> Check:
     """Groups whose samples all score the same teach nothing."""
     constant = float(constant_groups(rewards, group_size).float().mean())
     spread = float(rewards.view(-1, group_size).std(1, correction=0).mean())
-    told = f"The reward varies by {spread:.3g} inside a group on average; {constant:.0%} of the groups are constant and give no gradient."
+    told = (
+        f"The reward varies by {spread:.3g} inside a group on average; "
+        f"{constant:.0%} of the groups are constant and give no gradient."
+    )
     if constant <= 0.25:
         return Check("reward spread", "green", told, spread)
     if constant < 0.9:

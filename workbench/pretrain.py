@@ -1,9 +1,10 @@
-"""Pretraining of the embedded generator: autoencoder, flow matching, then the two-time map. A generator of events, as `train` is."""
+"""Pretraining of the embedded generator: autoencoder, flow matching, two-time map. A generator of events, as `train` is."""
 
 import math
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -104,7 +105,8 @@ def pretrain(
         names = names[names.index(resume.state["stage"]) :]
         work.restore(resume)
     size = sum(p.numel() for p in work.network.parameters())
-    yield Started(work.iteration, {"device": device, "parameters": size, "stages": list(work.stages), "iterations": config.iterations})
+    facts = {"device": device, "parameters": size, "stages": list(work.stages), "iterations": config.iterations}
+    yield Started(work.iteration, facts)
     for name in names:
         stage = work.stage(name)
         if resume is not None and name == resume.state["stage"]:
@@ -135,6 +137,7 @@ class Pretraining:
         """Set up a stage at its beginning."""
         config = self.config
         starts = dict(zip(self.stages, np.cumsum([0, *self.stages.values()]).tolist(), strict=False))
+        self.generator.kind = "two_time" if name == "map" else "velocity"  # until then u(x, t, s) means something at s = t alone
         module: nn.Module = self.autoencoder if name == "autoencoder" else self.network
         module.requires_grad_(True)
         named = dict(module.named_parameters())
@@ -166,7 +169,8 @@ class Pretraining:
             norm = nn.utils.clip_grad_norm_(stage.parameters, 1.0)
             if not math.isfinite(float(norm)):
                 raise FloatingPointError(
-                    f"{stage.name}: the gradient is not finite at step {step}; resume from the last checkpoint with a smaller learning rate"
+                    f"{stage.name}: the gradient is not finite at step {step}; "
+                    "resume from the last checkpoint with a smaller learning rate"
                 )
             for optimizer in stage.optimizers:
                 set_learning_rate(optimizer, rate)
@@ -231,7 +235,7 @@ class Pretraining:
         scenes = sample_scenes([parse(caption) for caption in captions], rng)
         swapped = rng.random(n) < wrong
         captions = [
-            self.prompts[rng.integers(len(self.prompts))] if swap else caption
+            self.prompts[int(rng.integers(len(self.prompts)))] if swap else caption
             for caption, swap in zip(captions, swapped, strict=True)
         ]
         with torch.no_grad():
@@ -267,13 +271,13 @@ class Pretraining:
         target = eps - x0
         with torch.no_grad():
             xm, tm, sm, slots_m = x[half:], t[half:], s[half:], slots[half:]
-            weights = dict(self.network.named_parameters())
+            weights: dict[str, Tensor] = dict(self.network.named_parameters())
             velocity = self.network(xm, tm, tm, slots_m)
-            _, tangent = jvp(
+            tangent = jvp(
                 lambda x, t: functional_call(self.network, weights, (x, t, sm, slots_m)),
                 (xm, tm),
                 (velocity, torch.ones_like(tm)),
-            )
+            )[1]
             target = torch.cat([target[:half], target[half:] - (tm - sm).view(-1, 1, 1, 1) * tangent])
         error = (self.network(x, t, s, slots) - target).square().mean((1, 2, 3))
         return (error / (error.detach() + 0.01).sqrt()).mean()
@@ -311,7 +315,7 @@ class Pretraining:
         slots = self.generator.embed([self.prompts[i % len(self.prompts)] for i in range(count)])
         x = seeded_noise([seed_stream(self.config.seed, "paths", i) for i in range(count)], (CHANNELS, GRID, GRID))
         points = [x]
-        for t, s in zip(times, times[1:], strict=False):
+        for t, s in pairwise(times):
             time = torch.full((1,), t)
             x = x + (s - t) * torch.cat(
                 [self.teacher(part, time, time, c) for part, c in zip(x.split(512), slots.split(512), strict=True)]

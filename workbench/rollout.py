@@ -3,6 +3,7 @@
 from collections.abc import Generator as Stream
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -18,8 +19,8 @@ from workbench.samplers.ode import deterministic_step
 class Transition:
     """One stochastic step of a rollout: M states x_t, each with C children x_s that share the state's Gaussian.
 
-    Branching draws many children of few states; a plain trajectory has one child per state. Either way an update costs one forward
-    pass per *state*.
+    Branching draws many children of few states; a plain trajectory has one child per state. Either way an update costs one
+    forward pass per *state*.
     """
 
     step: int  # index into the time grid
@@ -107,7 +108,7 @@ def stream_rollout(
     Args:
         prompts: [P], one per group.
         key: names the streams of randomness, for example (run seed, iteration).
-        first_prompt: index of prompts[0] in the whole batch, so that processes that share a batch draw the same samples as one would.
+        first_prompt: index of prompts[0] in the whole batch, so that processes sharing a batch draw the samples that one would.
     """
     size, groups = plan.group_size, len(prompts)
     names = tuple(prompt for prompt in prompts for _ in range(size))
@@ -193,7 +194,7 @@ def _finish(
     parts = []
     for start in range(0, len(x), batch):
         part, flow_map = x[start : start + batch], generator.bind(embeddings[start : start + batch])
-        for t, s in zip(times, times[1:], strict=False):
+        for t, s in pairwise(times):
             part = deterministic_step(flow_map, part, t, s)
             yield Progress("rollout", start, len(x))
         parts.append(part)

@@ -23,7 +23,7 @@ from workbench.events import (
     Started,
 )
 from workbench.grpo import constant_groups, group_advantages
-from workbench.learner import Diverged, Learner
+from workbench.learner import REMEDY, Diverged, Learner
 from workbench.preflight import preflight
 from workbench.rollout import Rollout, stream_rollout
 from workbench.update import update_policy
@@ -53,24 +53,22 @@ def train(
     learner = Learner(config, accelerator or _accelerator(config))
     if resume is not None:
         learner.restore(resume)
-    settings = config.evaluation
     yield Started(learner.iteration, _facts(learner))
-    if resume is None:
-        yield from learner.evaluate(settings.final_images, settings.steps)
-        yield PreflightDone(0, (yield from preflight(learner)))
-        yield learner.checkpoint()
     try:
+        if learner.evaluated < learner.iteration or not learner.checked:  # a new run, or one that a reward has failed in
+            yield from _evaluate(learner)
+            yield PreflightDone(learner.iteration, (yield from preflight(learner)))
+            learner.checked = True
+            yield learner.checkpoint()
         while learner.iteration < config.iterations and not controls.stop:
             yield from _iterate(learner)
-            last = learner.iteration == config.iterations
-            if last or learner.iteration % settings.every == 0:
-                yield from learner.evaluate(
-                    settings.final_images if last else settings.images, settings.steps if last else (config.rollout.steps,)
-                )
+            yield from _evaluate(learner)
             if controls.sample:
                 controls.sample = False
                 yield from learner.sample()
-            if last or controls.save or controls.stop or learner.iteration % config.record.checkpoint_every == 0:
+            due = learner.iteration == config.iterations or learner.iteration % config.record.checkpoint_every == 0
+            improved = learner.iteration == learner.best_iteration  # otherwise the best would not be kept
+            if due or improved or controls.save or controls.stop:
                 controls.save = False
                 yield learner.checkpoint()
     except Diverged:
@@ -81,6 +79,18 @@ def train(
     yield Finished(
         learner.iteration, {"stopped": learner.iteration < config.iterations, "best_iteration": learner.best_iteration}
     )
+
+
+def _evaluate(learner: Learner) -> Iterator[Event]:
+    """The held-out evaluation, if one is due: the whole of it before the first and after the last update, else a shorter one."""
+    settings, steps = learner.config.evaluation, learner.config.rollout.steps
+    if learner.evaluated == learner.iteration:
+        return
+    if learner.iteration in (0, learner.config.iterations):
+        yield from learner.evaluate(settings.final_images, sorted({*settings.steps, steps}))
+    elif learner.iteration % settings.every == 0:
+        yield from learner.evaluate(settings.images, (steps,))
+    learner.evaluated = learner.iteration
 
 
 def _iterate(learner: Learner) -> Iterator[Event]:
@@ -115,7 +125,7 @@ def _iterate(learner: Learner) -> Iterator[Event]:
     seconds = scored - began + updated - resumed
     metrics = figures | {
         "reward": float(rewards.mean()),
-        "reward_spread": float(rewards.view(-1, grpo.group_size).std(1, correction=0).mean()),
+        "reward_std": float(rewards.view(-1, grpo.group_size).std(1, correction=0).mean()),
         "constant_groups": float(constant_groups(rewards, grpo.group_size).float().mean()),
         "advantage": float(advantages.abs().mean()),
         "learning_rate": rate,
@@ -130,8 +140,8 @@ def _iterate(learner: Learner) -> Iterator[Event]:
     yield IterationDone(learner.iteration, metrics, seconds)
     if metrics.get("kl", 0.0) > learner.config.guard.max_kl:
         raise Diverged(
-            f"iteration {learner.iteration}: the KL to the reference is {metrics['kl']:.3g}, above guard.max_kl = {learner.config.guard.max_kl:g}; "
-            "resume from an earlier checkpoint with a smaller optimizer.learning_rate or a larger grpo.kl_weight"
+            f"iteration {learner.iteration}: the KL to the reference is {metrics['kl']:.3g}, above guard.max_kl = "
+            f"{learner.config.guard.max_kl:g}; {REMEDY}"
         )
 
 
@@ -140,7 +150,7 @@ def _groups(learner: Learner, rollout: Rollout, images: Tensor, parts: dict[str,
     record, size = learner.config.record, rollout.group_size
     shown = range(min(record.groups_shown, len(rollout.prompts) // size) if learner.iteration % record.rollouts_every == 0 else 0)
     return GroupsScored(
-        iteration=learner.iteration,
+        iteration=learner.iteration + 1,  # the update that they are drawn for
         prompts=rollout.prompts[::size],
         group_size=size,
         seeds=rollout.seeds,
@@ -160,7 +170,10 @@ def _accelerator(config: RunConfig) -> "Accelerator":
 
     if config.compute.device in ("cuda", "mps") and not getattr(torch, config.compute.device).is_available():
         raise ValueError(f"compute.device = {config.compute.device!r} is not available on this machine; use auto or cpu")
-    return Accelerator(cpu=config.compute.device == "cpu", mixed_precision=config.compute.precision)
+    # The policy casts by itself; only fp16 needs accelerate's gradient scaler, and its settings are shared by all runs of a
+    # process, which may differ in precision.
+    precision = config.compute.precision
+    return Accelerator(cpu=config.compute.device == "cpu", mixed_precision="fp16" if precision == "fp16" else "no")
 
 
 def _facts(learner: Learner) -> dict[str, Any]:

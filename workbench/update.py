@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def update_policy(learner: "Learner", rollout: Rollout, advantages: Tensor) -> Stream[Progress, None, dict[str, float]]:
     """One optimizer step for each epoch over the rollout; returns its figures.
 
-    Costs one forward and backward pass per state and epoch, and one forward pass of the reference; children of one state share its
-    mean, so their number adds nothing.
+    Costs one forward and backward pass per state and epoch, and one forward pass of the reference; children of one state share
+    its mean, so their number adds nothing.
 
     Args:
         advantages: [N], in the order of the rollout's samples.
@@ -30,6 +30,7 @@ def update_policy(learner: "Learner", rollout: Rollout, advantages: Tensor) -> S
     weights = step_weights([transition.std for transition in rollout.transitions], config.grpo.step_weights).tolist()
     references = list(_reference_means(learner, rollout))
     before = [parameter.detach().clone() for parameter in policy.parameters.values()]
+    undo = learner.snapshot() if config.grpo.epochs > 1 else None
     figures: dict[str, list[Tensor]] = {}
     norm = torch.zeros(())
     for _ in range(config.grpo.epochs):
@@ -45,8 +46,13 @@ def update_policy(learner: "Learner", rollout: Rollout, advantages: Tensor) -> S
                     loss = loss + config.grpo.kl_weight * kl.sum()
                 learner.accelerator.backward(share * loss)
                 yield Progress("update", index + 1, len(rollout.transitions))
-        norm = learner.apply_gradients()
-    return _summary(figures) | {
+        try:
+            norm = learner.apply_gradients()
+        except FloatingPointError:
+            if undo is not None:
+                learner.undo(undo)
+            raise
+    return _summary(learner, figures) | {
         "gradient_norm": float(norm),
         "update_size": _relative_change(before, list(policy.parameters.values())),
     }
@@ -91,9 +97,9 @@ def _loss(
     return loss
 
 
-def _summary(figures: dict[str, list[Tensor]]) -> dict[str, float]:
-    """Means, and for the ratio its largest distance from 1."""
-    joined = {name: torch.cat(values) for name, values in figures.items()}
+def _summary(learner: "Learner", figures: dict[str, list[Tensor]]) -> dict[str, float]:
+    """Means over all processes, and for the ratio its largest distance from 1."""
+    joined = {name: learner.gather(torch.cat(values)) for name, values in figures.items()}
     return {name: float(value.mean()) for name, value in joined.items()} | {
         "ratio_deviation": float((joined["ratio"] - 1).abs().max())
     }

@@ -34,13 +34,14 @@ class Policy:
         self.generator: Generator = model.load(device)
         self._frozen: nn.Module | None = None
         network = self.generator.network.eval()  # no dropout: the update must see the network that sampled
-        if precision != "no":
-            network.forward = torch.autocast(device.type, _DTYPES[precision])(network.forward)
         if adapter == "lora":
             network = self.generator.network = _with_adapters(network, model, rank, alpha, seed)
         else:
             network.requires_grad_(True)
             self._frozen = deepcopy(network).requires_grad_(False)
+        if precision != "no":  # after the copy: a wrapped `forward` is bound to the network that it was taken from
+            for module in filter(None, (network, self._frozen)):
+                module.forward = torch.autocast(device.type, _DTYPES[precision])(module.forward)
         self.parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
 
     @contextmanager
@@ -72,7 +73,8 @@ class Policy:
         for name, parameter in self.parameters.items():
             if parameter.shape != tensors[name].shape:
                 raise ValueError(
-                    f"checkpoint and policy do not match: {name!r} is {list(tensors[name].shape)}, expected {list(parameter.shape)}"
+                    f"checkpoint and policy do not match: {name!r} is {list(tensors[name].shape)}, "
+                    f"expected {list(parameter.shape)}"
                 )
             parameter.copy_(tensors[name])
 
@@ -83,6 +85,5 @@ def _with_adapters(network: nn.Module, model: Model, rank: int, alpha: float, se
     network.requires_grad_(False)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return get_peft_model(
-            network, LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(model.adapter_targets))
-        )  # type: ignore[arg-type]
+        targets = list(model.adapter_targets)
+        return get_peft_model(network, LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets))

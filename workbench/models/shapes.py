@@ -96,7 +96,10 @@ class ShapesTransformer(nn.Module):
 
 
 class ShapesAutoencoder(nn.Module):
-    """Each 10 x 10 cell to 6 numbers and back. Latents are drawn with noise in training, so that decoding is robust to small errors."""
+    """Each 10 x 10 cell to 6 numbers and back.
+
+    In training latents are drawn with noise, so that decoding is robust to small errors.
+    """
 
     shift: Tensor
     scale: Tensor
@@ -114,7 +117,7 @@ class ShapesAutoencoder(nn.Module):
         self.register_buffer("scale", torch.ones(CHANNELS))
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, 3, H, W] in [0, 1] -> mean and log-variance of its latent, each [N, CHANNELS, H / CELL, W / CELL], not normalised."""
+        """[N, 3, H, W] in [0, 1] -> mean and log-variance of its latent, not normalised; each [N, CHANNELS, GRID, GRID]."""
         patches = functional.pixel_unshuffle(images, CELL).movedim(1, -1)
         return tuple(self.encoder(patches).movedim(-1, 1).chunk(2, dim=1))  # type: ignore[return-value]
 
@@ -132,20 +135,20 @@ class ShapesAutoencoder(nn.Module):
 class ShapesGenerator:
     """The transformer and its autoencoder, in the coordinates of `workbench.flow`."""
 
-    kind: FlowMapKind = "two_time"
-    latent_shape = (CHANNELS, GRID, GRID)
+    latent_shape: tuple[int, ...] = (CHANNELS, GRID, GRID)
 
     def __init__(self, network: nn.Module, autoencoder: ShapesAutoencoder, device: torch.device) -> None:
         self.network = network.to(device)
         self.autoencoder = autoencoder.to(device).requires_grad_(False).eval()
         self.device = device
+        self.kind: FlowMapKind = "two_time"
 
     def embed(self, prompts: Sequence[str]) -> Tensor:
         """The prompts' slots [N, 6]; the embedding proper is trained with the network."""
         return torch.tensor([parse(prompt).slots for prompt in prompts], dtype=torch.int64, device=self.device)
 
     def bind(self, embeddings: Tensor) -> "ShapesFlowMap":
-        return ShapesFlowMap(self.network, embeddings)
+        return ShapesFlowMap(self.network, embeddings, self.kind)
 
     def encode(self, images: Tensor) -> Tensor:
         return self.autoencoder.normalise(self.autoencoder.encode(images.to(self.device))[0])
@@ -157,11 +160,10 @@ class ShapesGenerator:
 class ShapesFlowMap:
     """The generator with its prompts bound; see `FlowMap`."""
 
-    kind: FlowMapKind = "two_time"
-
-    def __init__(self, network: nn.Module, slots: Tensor) -> None:
+    def __init__(self, network: nn.Module, slots: Tensor, kind: FlowMapKind) -> None:
         self.network = network
         self.slots = slots
+        self.kind = kind
 
     def __call__(self, x: Tensor, t: float, s: float) -> Tensor:
         return x + (s - t) * self._average_velocity(x, t, s)

@@ -108,8 +108,8 @@ def parse(prompt: str) -> Request:
     request = _request(" ".join(words))
     if request is None:
         raise ValueError(
-            f"prompt {prompt!r} has none of the known forms: 'a circle', 'a red circle', 'two red circles', 'a circle and a square', "
-            "'a red circle and a blue square', 'a red circle left of a blue square'"
+            f"prompt {prompt!r} has none of the known forms: 'a circle', 'a red circle', 'two red circles', "
+            "'a circle and a square', 'a red circle and a blue square', 'a red circle left of a blue square'"
         )
     return request
 
@@ -175,8 +175,6 @@ def _prompts_by_skill() -> dict[str, list[str]]:
     }
     return {skill: sorted(ps, key=lambda prompt: seed_stream("shapes split", prompt)) for skill, ps in prompts.items()}
 
-
-# ---- scenes ---------------------------------------------------------------------------------------------------------------
 
 
 @cache

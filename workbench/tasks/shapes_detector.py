@@ -130,9 +130,9 @@ class Scores:
 def score(images: Tensor, prompts: Sequence[str]) -> Scores:
     """Compare what is detected with what was asked.
 
-    An object counts half for its shape and half for its colour (an open colour is always right); the best assignment of objects to
-    requests is taken, divided by the number of objects asked for or found, whichever is larger. A relation is a quarter of the
-    score of prompts that have one.
+    An object counts half for its shape and half for its colour (an open colour is always right); the best assignment of objects
+    to requests is taken, divided by the number of objects asked for or found, whichever is larger. A relation is a quarter of
+    the score of prompts that have one.
     """
     found = detect(images)
     requests = [parse(prompt) for prompt in prompts]
