@@ -36,7 +36,8 @@ class Trace:
     iteration: int = 0
     seconds: float = 0.0  # when the last iteration had ended
     curve: list[dict[str, float]] = field(default_factory=list)  # the run's own evaluations
-    weights: dict[float, tuple[int, float, dict[str, Tensor]]] = field(default_factory=dict)  # budget: iteration, seconds, average
+    weights: dict[float, tuple[int, float, dict[str, Tensor]]] = field(default_factory=dict)
+    """By budget: iteration, seconds, averaged weights."""
 
     @property
     def elapsed(self) -> float:
@@ -51,6 +52,7 @@ def bench_align(
     prompts: int = 512,
     per_prompt: int = 4,
     changes: Mapping[str, Any] | None = None,
+    start_seconds: float | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Held-out exact match of averaged weights within wall-clock budgets: `preset` with each seed, `others` with the first.
@@ -62,11 +64,12 @@ def bench_align(
     Args:
         budgets: seconds, ascending.
         changes: dotted settings for all runs, as `configure` takes them.
+        start_seconds: what the clock shows when a run begins; measured in a fresh interpreter where not given.
     """
     config = configure(preset, changes)
     sample = fresh_sample(config, prompts, per_prompt)
     base = measure_images(draw(load_policy(config), sample, config, config.rollout.steps), sample, config)
-    start_seconds = _start_seconds()
+    start_seconds = _start_seconds() if start_seconds is None else start_seconds
     runs: dict[str, dict[str, Any]] = {}
     for name, seed in [(preset, seed) for seed in seeds] + [(other, seeds[0]) for other in others]:
         own = configure(name, {**(changes or {}), "seed": seed, "iterations": ENDLESS})
@@ -162,7 +165,7 @@ def _median(runs: Sequence[Mapping[str, Any]], budget: str) -> dict[str, float |
     """Medians over the seeds; null where a run has nothing to show at that time."""
     names = ("gain", "palette_distance_ratio", "layouts_ratio", "diversity_ratio", "iteration")
     found = [run["at"].get(budget) for run in runs]
-    medians: dict[str, float | None] = {name: None for name in ("exact", *names)}
+    medians: dict[str, float | None] = dict.fromkeys(("exact", *names))
     if all(found):
         medians = {name: statistics.median(figures[name] for figures in found) for name in names}
         medians["exact"] = statistics.median(figures["shapes_exact"]["value"] for figures in found)

@@ -1,12 +1,15 @@
 """What the framework costs: one training iteration against the bare passes through the networks that it cannot do without."""
 
+import re
+import shutil
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import pairwise
@@ -126,8 +129,7 @@ def bench_overhead(
         _say(progress, "overhead: with the store measured")
         watched = None
         if page and APP.is_file() and find_spec("playwright") is not None:
-            with _live_page(folder) as look:
-                watched, _ = _measure_recorded(store, config, bare, pairs, look)
+            watched, _ = _measure_recorded(store, config, bare, pairs, page=True)
             _say(progress, "overhead: with a live page measured")
         store.close()
     every = config.record.checkpoint_every
@@ -140,7 +142,7 @@ def bench_overhead(
     }
 
 
-def _measure(events: Iterator[Event | None], bare: Bare, pairs: int, look: Callable[[], None] | None = None) -> Timings:
+def _measure(events: Iterator[Event | None], bare: Bare, pairs: int) -> Timings:
     """Alternate iterations and bare work; the first three pairs warm up and are not kept."""
     timings = Timings()
     for event in events:
@@ -149,8 +151,6 @@ def _measure(events: Iterator[Event | None], bare: Bare, pairs: int, look: Calla
     for index in range(pairs + 3):
         seconds, done = _one_iteration(events)
         passes, scoring = bare.seconds(int(done.metrics["branch_step"]))
-        if look is not None:
-            look()
         if index < 3:
             continue
         timings.iteration.append(seconds)
@@ -174,13 +174,16 @@ def _one_iteration(events: Iterator[Event | None]) -> tuple[float, IterationDone
 
 
 def _measure_recorded(
-    store: Store, config: RunConfig, bare: Bare, pairs: int, look: Callable[[], None] | None = None
+    store: Store, config: RunConfig, bare: Bare, pairs: int, page: bool = False
 ) -> tuple[Timings, list[float]]:
-    """The same through a job that records every event; also the seconds of each checkpoint."""
+    """The same through a job that records every event, watched by a page if wanted; also the seconds of each checkpoint."""
     run = store.create("train", config.model_dump(mode="json"), title=config.title, origin="bench")
     job = Job(store, run, lambda resume, controls: train(config, resume=resume, controls=controls))
     checkpoints: list[float] = []
-    timings = _measure(_drive(job, checkpoints), bare, pairs, look)
+    with _live_page(store.location, run) if page else nullcontext() as seen:
+        timings = _measure(_drive(job, checkpoints), bare, pairs)
+        if seen is not None and seen() < pairs:
+            raise RuntimeError(f"the page did not follow the run: it shows iteration {seen()} of {pairs} and more")
     job.ask("stop")
     while not job.over:
         job.advance()
@@ -199,31 +202,27 @@ def _drive(job: Job, checkpoints: list[float]) -> Iterator[Event | None]:
 
 
 @contextmanager
-def _live_page(folder: str) -> Iterator[Callable[[], None]]:
-    """The dashboard in a process of its own, open in a browser; yields a check that it is still shown."""
-    import os
-    import shutil
-    import socket
-
+def _live_page(folder: Path, run: str) -> Iterator[Callable[[], int]]:
+    """The dashboard in a process of its own, open on a run in a browser; yields what tells the iteration that it shows."""
     from playwright.sync_api import sync_playwright
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, str(APP), "--runs", folder, "--port", str(port)]
+    command = [sys.executable, str(APP), "--runs", str(folder), "--port", str(port)]
     with ExitStack() as stack:
-        app = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ}))
+        app = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
         stack.callback(app.terminate)
         assert app.stdout is not None
         if not any("is ready" in line for line in app.stdout):
             raise RuntimeError(f"the dashboard did not start: {' '.join(command)}")
-        browser = stack.enter_context(sync_playwright()).chromium.launch(
-            executable_path=shutil.which("chromium") or None, args=["--no-sandbox", "--disable-gpu"]
-        )
+        chromium = stack.enter_context(sync_playwright()).chromium
+        browser = chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
         stack.callback(browser.close)
-        shown = browser.new_page()
-        shown.goto(f"http://127.0.0.1:{port}")
-        yield lambda: None if shown.evaluate("document.visibilityState") == "visible" else None
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{port}/?run={run}")
+        fact = page.locator('[data-fact="iteration"]')
+        yield lambda: max(int(number) for number in ["-1", *re.findall("^[0-9]+", fact.inner_text())])
 
 
 def _summary(timings: Timings) -> dict[str, Any]:
