@@ -40,9 +40,8 @@ def nearest_colour(images: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float3
     """For each pixel the index of the nearest palette colour and the distance to it (RGB in [0, 1]); both [N, H, W]."""
     palette = torch.from_numpy(PALETTE)
     pixels = images.detach().float().cpu().permute(0, 2, 3, 1)
-    squared = (pixels**2).sum(-1, keepdim=True) - 2 * pixels @ palette.T + (palette**2).sum(1)
-    distance, index = squared.min(-1)
-    return index.numpy(), distance.clamp_min(0).sqrt().numpy()
+    index = ((palette**2).sum(1) - 2 * pixels @ palette.T).argmin(-1)
+    return index.numpy(), (pixels - palette[index]).square().sum(-1).sqrt().numpy()
 
 
 def palette_distance(images: Tensor) -> Tensor:
