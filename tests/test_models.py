@@ -130,7 +130,7 @@ def test_foreign_weights_are_called_another_models(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
     wider = tmp_path / "wider.safetensors"
     save_weights(wider, {"network": ShapesTransformer(width=80), "autoencoder": ShapesAutoencoder()}, {})
-    with pytest.raises(ValueError, match="does not hold the weights of this model: .*size mismatch"):
+    with pytest.raises(ValueError, match=r"does not hold the weights of this model: .*size mismatch"):
         ShapesModel(weights=str(wider)).load(CPU)
 
 

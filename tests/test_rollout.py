@@ -1,0 +1,245 @@
+"""Rollouts: what an image depends on, and transitions that the update can score again exactly."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from workbench.contracts import FlowMapKind, Sampler
+from workbench.flow import Gaussian, seed_stream, seeded_noise, time_grid
+from workbench.models.policy import Policy
+from workbench.models.shapes import ShapesModel
+from workbench.rollout import Plan, Rollout, child_log_probs, sample_rollout
+from workbench.samplers import SAMPLERS
+from workbench.tasks.shapes import ShapesTask
+from workbench.update import portions, state_means
+
+CPU = torch.device("cpu")
+PROMPTS = list(ShapesTask().prompts("train")[:5])
+PLAN = Plan(time_grid(4, 4.0), group_size=4, branch_step=1, train_batch=2, sample_batch=7)
+SAMPLERS_TRAINED = {"asfmc": SAMPLERS["asfmc"](), "flow_sde": SAMPLERS["flow_sde"]()}
+
+
+class ToyGenerator:
+    """A flow map without matrix products, so that what a row gives cannot depend on its batch even in the last bit.
+
+    psi(x, t, s) = x (1 + s) / (1 + t) + c (t - s), where c is a number read off the prompt.
+    """
+
+    latent_shape: tuple[int, ...] = (3, 2, 2)
+    kind: FlowMapKind = "two_time"
+    network = torch.nn.Identity()
+    device = CPU
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, float, float]] = []
+
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        return torch.tensor([sum(map(ord, prompt)) % 97 / 97 for prompt in prompts]).view(-1, 1, 1, 1)
+
+    def bind(self, embeddings: Tensor) -> "ToyMap":
+        return ToyMap(embeddings, self.calls)
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents
+
+
+class ToyMap:
+    kind: FlowMapKind = "two_time"
+
+    def __init__(self, embeddings: Tensor, calls: list[tuple[int, float, float]]) -> None:
+        self.embeddings, self.calls = embeddings, calls
+
+    def __call__(self, x: Tensor, t: float, s: float) -> Tensor:
+        self.calls.append((len(x), t, s))
+        return x * ((1 + s) / (1 + t)) + self.embeddings * (t - s)
+
+    def velocity(self, x: Tensor, t: float) -> Tensor:
+        self.calls.append((len(x), t, t))
+        return x / (1 + t) - self.embeddings
+
+
+def draw(
+    plan: Plan = PLAN, sampler: Sampler = SAMPLERS_TRAINED["asfmc"], prompts: Sequence[str] = PROMPTS, first: int = 0
+) -> Rollout:
+    return sample_rollout(ToyGenerator(), sampler, prompts, plan, key=(0, 3), first_prompt=first)
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return Policy(ShapesModel(), CPU)
+
+
+# What an image depends on
+
+
+@pytest.mark.parametrize("branch_step", [None, 0, 2])
+def test_an_image_depends_on_its_seed_and_not_on_its_batch(branch_step: int | None) -> None:
+    plan = replace(PLAN, branch_step=branch_step)
+    whole = draw(plan)
+    for changed in (replace(plan, train_batch=1), replace(plan, train_batch=64, sample_batch=1)):
+        assert torch.equal(draw(changed).final, whole.final)
+    parts = [draw(plan, prompts=PROMPTS[i:j], first=i) for i, j in ((0, 2), (2, 3), (3, 5))]
+    assert torch.equal(torch.cat([part.final for part in parts]), whole.final)
+    assert tuple(seed for part in parts for seed in part.seeds) == whole.seeds
+    assert tuple(prompt for part in parts for prompt in part.prompts) == whole.prompts
+    for step, transition in enumerate(whole.transitions):
+        assert torch.equal(torch.cat([part.transitions[step].children for part in parts]), transition.children)
+
+
+def test_the_embedded_generator_gives_the_same_samples_in_any_batch(policy: Policy) -> None:
+    """Matrix products may round differently; the noise may not differ at all."""
+    plan = replace(PLAN, branch_step=None)
+    whole = sample_rollout(policy.generator, SAMPLERS["asfmc"](), PROMPTS, plan, key=(0,))
+    part = sample_rollout(
+        policy.generator, SAMPLERS["asfmc"](), PROMPTS[3:], replace(plan, train_batch=3), key=(0,), first_prompt=3
+    )
+    assert part.seeds == whole.seeds[12:]
+    assert torch.equal(part.latents[0], whole.latents[0][12:])
+    assert torch.allclose(part.final, whole.final[12:], atol=1e-4)
+
+
+def test_other_runs_iterations_prompts_and_samples_are_other_streams() -> None:
+    seeds = {
+        seed
+        for key in ((0, 0), (0, 1), (1, 0))
+        for seed in sample_rollout(ToyGenerator(), SAMPLERS["asfmc"](), PROMPTS, PLAN, key=key).seeds
+    }
+    assert len(seeds) == 3 * len(PROMPTS) * PLAN.group_size
+
+
+def test_groups_are_contiguous() -> None:
+    rollout = draw()
+    assert rollout.prompts == tuple(prompt for prompt in PROMPTS for _ in range(4))
+    assert rollout.final.shape == (20, 3, 2, 2)
+    assert all(len(row) == 20 for row in rollout.log_probs)
+    expected = [seed_stream("rollout", 0, 3, p, j) for p in range(5) for j in range(4)]
+    assert list(rollout.seeds) == expected
+
+
+def test_repeated_prompts_are_drawn_apart() -> None:
+    rollout = draw(prompts=["a circle", "a circle"])
+    assert not torch.equal(rollout.final[:4], rollout.final[4:])
+
+
+# Branching
+
+
+def test_children_of_a_branch_share_their_state_and_its_gaussian() -> None:
+    (transition,) = draw().transitions
+    assert transition.step == 1
+    assert (transition.t, transition.s) == (PLAN.times[1], PLAN.times[2])
+    assert transition.states.shape == transition.means.shape == (5, 3, 2, 2)
+    assert transition.children.shape == (5, 4, 3, 2, 2)
+    trunk = seeded_noise([seed_stream(seed, -1) for seed in draw().seeds[::4]], (3, 2, 2))
+    generator = ToyGenerator()
+    assert torch.equal(transition.states, generator.bind(generator.embed(PROMPTS))(trunk, PLAN.times[0], PLAN.times[1]))
+
+
+def test_antithetic_children_mirror_one_another_around_the_mean() -> None:
+    (transition,) = draw().transitions
+    away = transition.children - transition.means[:, None]
+    assert torch.allclose(away[:, :2], -away[:, 2:], atol=1e-6)
+    assert torch.allclose(transition.log_probs[:, :2], transition.log_probs[:, 2:], atol=1e-5)
+    (free,) = draw(replace(PLAN, antithetic=False)).transitions
+    assert torch.equal(free.children[:, :2], transition.children[:, :2])
+    assert not torch.allclose(free.children[:, 2:], transition.children[:, 2:], atol=0.1)
+
+
+def test_a_jump_is_one_call_for_each_child_and_composition_one_for_each_step() -> None:
+    ends = {}
+    for completion in ("jump", "compose"):
+        generator = ToyGenerator()
+        plan = replace(PLAN, branch_step=0, completion=completion, train_batch=64, sample_batch=64)
+        rollout = sample_rollout(generator, SAMPLERS["asfmc"](), PROMPTS, plan, key=(0,))
+        ends[completion] = [(rows, s) for rows, _, s in generator.calls if rows == 20]
+        (transition,) = rollout.transitions
+        flow_map = ToyGenerator().bind(ToyGenerator().embed(rollout.prompts))
+        x = transition.children.flatten(0, 1)
+        hops = [(plan.times[1], 0.0)] if completion == "jump" else list(zip(plan.times[1:], plan.times[2:], strict=False))
+        for t, s in hops:
+            x = flow_map(x, t, s)
+        assert torch.equal(rollout.final, x)
+    assert ends == {"jump": [(20, 0.0)], "compose": [(20, s) for s in PLAN.times[2:]]}
+
+
+def test_forwards_of_a_branch_are_the_trunk_the_states_and_the_children() -> None:
+    generator = ToyGenerator()
+    sample_rollout(generator, SAMPLERS["asfmc"](), PROMPTS, replace(PLAN, branch_step=2), key=(0,))
+    assert sum(rows for rows, _, _ in generator.calls) == 5 * 2 + 5 + 20
+
+
+# Every step stochastic
+
+
+def test_every_step_but_the_last_is_scored() -> None:
+    rollout = draw(replace(PLAN, branch_step=None))
+    assert [transition.step for transition in rollout.transitions] == [0, 1, 2]
+    assert all(transition.children.shape == (20, 1, 3, 2, 2) for transition in rollout.transitions)
+    assert torch.equal(rollout.latents[1], rollout.transitions[0].children[:, 0])
+    last = ToyGenerator().bind(ToyGenerator().embed(rollout.prompts))(rollout.transitions[2].children[:, 0], PLAN.times[3], 0.0)
+    assert torch.equal(rollout.final, last)
+
+
+def test_seed_groups_share_their_initial_noise_and_nothing_else() -> None:
+    apart, shared = (draw(replace(PLAN, branch_step=None, shared_noise=flag)) for flag in (False, True))
+    starts = shared.latents[0].unflatten(0, (5, 4))
+    assert all(torch.equal(starts[:, 0], starts[:, i]) for i in range(4))
+    assert torch.equal(shared.latents[0][::4], apart.latents[0][::4])
+    assert len(torch.unique(apart.latents[0].flatten(1), dim=0)) == 20
+    assert len(torch.unique(shared.final.flatten(1), dim=0)) == 20
+
+
+# Scores
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS_TRAINED)
+@pytest.mark.parametrize("branch_step", [None, 0, 1, 2])
+def test_log_probabilities_are_those_of_the_noise_that_was_drawn(sampler: str, branch_step: int | None) -> None:
+    rollout = draw(replace(PLAN, branch_step=branch_step), SAMPLERS_TRAINED[sampler])
+    for transition in rollout.transitions:
+        means = transition.means.repeat_interleave(transition.children.shape[1], 0)
+        expected = Gaussian(means, transition.std).log_prob(transition.children.flatten(0, 1))
+        assert torch.equal(transition.log_probs.flatten(), expected)
+        xi = (transition.children.flatten(0, 1) - means) / transition.std
+        by_hand = (
+            -0.5 * xi.square().flatten(1).mean(1)
+            - torch.tensor(transition.std).log()
+            - 0.5 * torch.log(torch.tensor(2 * torch.pi))
+        )
+        assert torch.allclose(expected, by_hand, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (3, 4)])
+def test_children_are_scored_as_if_each_had_its_state_to_itself(shape: tuple[int, int]) -> None:
+    gaussian, children = Gaussian(torch.randn(3, 6), 0.3), torch.randn(*shape, 6)
+    rows = [Gaussian(gaussian.mean[i : i + 1], 0.3).log_prob(children[i, j][None])[0] for i in range(3) for j in range(shape[1])]
+    assert torch.allclose(child_log_probs(gaussian, children), torch.stack(rows).view(shape))
+
+
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("sampler", SAMPLERS_TRAINED)
+@pytest.mark.parametrize("branch_step", [None, 0, 2])
+def test_the_first_ratio_is_exactly_one(sampler: str, branch_step: int | None, precision: str, adapter: str) -> None:
+    """Five states in portions of two, drawn without gradients and scored again with them."""
+    policy = Policy(ShapesModel(), CPU, adapter=adapter, rank=4, precision=precision)  # type: ignore[arg-type]
+    plan = replace(PLAN, branch_step=branch_step, group_size=2, sample_batch=5)
+    rollout = sample_rollout(policy.generator, SAMPLERS_TRAINED[sampler], PROMPTS, plan, key=(0,))
+    for transition in rollout.transitions:
+        for rows in portions(len(transition.states), plan.train_batch):
+            mean = state_means(policy.generator, SAMPLERS_TRAINED[sampler], transition, rows)
+            assert mean.requires_grad
+            assert mean.dtype == torch.float32
+            again = child_log_probs(Gaussian(mean, transition.std), transition.children[rows])
+            assert torch.equal(torch.exp(again - transition.log_probs[rows]), torch.ones_like(again))
+
+
+def test_portions_cover_everything_once() -> None:
+    assert [(part.start, part.stop) for part in portions(7, 3)] == [(0, 3), (3, 6), (6, 7)]
+    assert portions(2, 64) == [slice(0, 2)]
