@@ -189,9 +189,9 @@ class Pretraining:
                 )
                 losses = []
             if stage.name != "autoencoder" and (last or controls.sample or (step + 1) % config.sample_every == 0):
-                controls.sample = False
                 with stage.average.applied():
                     yield from (self.evaluate(stage) if last else self.sample(stage))
+                controls.sample = False  # only now: a pause waits until the wish is granted
             if last or controls.stop or controls.save or (step + 1) % config.checkpoint_every == 0:
                 controls.save = False
                 yield self.checkpoint(stage)

@@ -64,8 +64,8 @@ def train(
             yield from _iterate(learner)
             yield from _evaluate(learner)
             if controls.sample:
-                controls.sample = False
                 yield from learner.sample()
+                controls.sample = False  # only now: a pause waits until the wish is granted
             due = learner.iteration == config.iterations or learner.iteration % config.record.checkpoint_every == 0
             improved = learner.iteration == learner.best_iteration  # otherwise the best would not be kept
             if due or improved or controls.save or controls.stop:
