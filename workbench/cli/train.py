@@ -1,6 +1,5 @@
 """`train`: align a generator, or go on with an interrupted run."""
 
-import json
 import os
 from typing import Annotated
 
@@ -42,7 +41,7 @@ def train(
     from workbench.jobs import Job
     from workbench.train import train as start
 
-    options = {"iterations": iterations, "seed": seed, "title": None if title is None else json.dumps(title)}
+    options = {"iterations": iterations, "seed": seed, "title": title}
     given = {key: value for key, value in options.items() if value is not None}
     if resume is not None and (changes or given or preset != "shapes"):
         raise BadArguments("--resume goes on with the run's own settings; leave out --preset, --set and the like")
