@@ -3,7 +3,7 @@
 import os
 import socket
 import sys
-from importlib.util import find_spec
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
@@ -43,7 +43,7 @@ def serve(host: str, port: int, runs: Path, url: str | None, auth: tuple[str, st
     import gradio as gr
 
     from workbench.jobs import Worker
-    from workbench.panels import PANELS
+    from workbench.panels import PANELS, live
     from workbench.panels.train import ASSETS
     from workbench.store import Store, StoreError
     from workbench.studio import Studio
@@ -52,20 +52,21 @@ def serve(host: str, port: int, runs: Path, url: str | None, auth: tuple[str, st
         studio = Studio(Store(runs, url), Worker())
     except StoreError as error:
         _refuse(str(error))
-    plotly = Path(next(iter(find_spec("plotly").submodule_search_locations))) / "package_data"
-    gr.set_static_paths([ASSETS, plotly / "plotly.min.js"])
+    plotly = Path(str(files("plotly") / "package_data" / "plotly.min.js"))
+    gr.set_static_paths([ASSETS, plotly])
     with gr.Blocks(title="Flow-Map Workbench", analytics_enabled=False) as page:
         _tabs(PANELS, studio)
     page.launch(
         server_name=host,
         server_port=port,
         auth=auth,
-        head=_head(ASSETS, plotly / "plotly.min.js"),
+        head=_head(ASSETS, plotly),
         footer_links=[],
         ssr_mode=False,
         quiet=True,
         prevent_thread_lock=True,
     )
+    live.warm_up()
     page.allowed_paths = studio.image_folders  # grows as runs are looked at; nothing else of a run is ever served
     print(f"Flow-Map Workbench is ready: {page.local_url}", flush=True)
     try:
@@ -76,8 +77,8 @@ def serve(host: str, port: int, runs: Path, url: str | None, auth: tuple[str, st
 
 def _head(assets: Path, plotly: Path) -> str:
     """The page's own style, and where the charts' library lies; it is loaded with the first chart."""
-    style = "".join(f'<link rel="stylesheet" href="/gradio_api/file={sheet.as_posix()}">' for sheet in sorted(assets.glob("*.css")))
-    return style + f'<script>window.workbenchPlotly = "/gradio_api/file={plotly.as_posix()}"</script>'
+    links = [f'<link rel="stylesheet" href="/gradio_api/file={sheet.as_posix()}">' for sheet in sorted(assets.glob("*.css"))]
+    return "".join(links) + f'<script>window.workbenchPlotly = "/gradio_api/file={plotly.as_posix()}"</script>'
 
 
 def _tabs(panels: dict, studio: object) -> None:

@@ -75,7 +75,9 @@ def statistics(history: History, config: Mapping[str, Any]) -> list[str]:
 
 def _ended_badly(status: str, error: str | None) -> list[Verdict]:
     if status == "paused" and error:
-        remedy = "The last good checkpoint is kept. Lower the learning rate or raise the KL weight in a new run, or press Resume to go on from it."
+        remedy = (
+            "The last good checkpoint is kept: press Resume to go on from it, or start a new run with a smaller learning rate."
+        )
         return [Verdict("red", "Paused by itself", error, remedy)]
     if status == "crashed":
         sentence = "The process that drove this run is gone without finishing it."
@@ -95,7 +97,7 @@ def _ended_badly(status: str, error: str | None) -> list[Verdict]:
 
 def _fallen(history: History, config: Mapping[str, Any]) -> list[Verdict]:
     """The held-out reward was clearly better before, or the training reward has lost most of what it had gained."""
-    remedy = "Go back to the best checkpoint. Lower the learning rate or raise the KL weight; a larger grpo.std_floor calms groups without spread."
+    remedy = "Go back to the best checkpoint, then lower the learning rate, raise the KL weight or raise grpo.std_floor."
     held = held_out_reward(history, config)
     if len(held) > 2:
         best = max(held[:-1], key=lambda point: point[1])
@@ -131,8 +133,8 @@ def _hacking(history: History, config: Mapping[str, Any]) -> list[Verdict]:
         if growth > HACKED:
             since = next(at for at, value, *_ in points if value > HACKED * points[0][1])
             sentence = (
-                f"Training reward rises, but {_words(name)} is {growth:.1f} times the base's, past {HACKED:g} times since iteration {since}: "
-                "the policy is learning to please the reward rather than to follow the prompt."
+                f"Training reward rises, but {_words(name)} is {growth:.1f} times the base's (over {HACKED:g} times since iteration "
+                f"{since}): the policy is learning to please the reward rather than to follow the prompt."
             )
             remedy = (
                 f"Raise grpo.kl_weight, give a fidelity reward more weight, or go back to a checkpoint before iteration {since}."

@@ -40,14 +40,14 @@ def _setting(config: Mapping[str, Any], key: str) -> float | None:
 GAUGES: dict[str, Callable[[History, Mapping[str, Any]], go.Figure]] = {
     "kl": Gauge(
         "kl",
-        "KL to the reference",
-        "A mean over dimensions. Healthy: rises slowly and levels off. A steady climb: raise the KL weight or lower the learning rate.",
+        "KL to the reference, per dimension",
+        "Healthy: rises slowly, then levels off. A steady climb: raise the KL weight or lower the learning rate.",
         ("guard.max_kl", "pauses here"),
     ),
     "clip_fraction": Gauge(
         "clip_fraction",
         "Clipped ratios (share)",
-        "Healthy: 0 with one epoch per batch, else below 0.3. Higher: fewer epochs, a smaller learning rate or a wider clip range.",
+        "Healthy: 0 with one epoch per batch, else below 0.3. Higher: fewer epochs or a smaller learning rate.",
     ),
     "ratio": Gauge(
         "ratio",
@@ -68,6 +68,6 @@ GAUGES: dict[str, Callable[[History, Mapping[str, Any]], go.Figure]] = {
     "reward_spread": Gauge(
         "reward_spread",
         "Reward spread inside groups",
-        "Healthy: well above zero, shrinking late. At zero nothing is left to learn: more noise, larger groups or harder prompts.",
+        "Healthy: well above zero, shrinking late. At zero nothing is left to learn: more noise or harder prompts.",
     ),
 }

@@ -9,13 +9,13 @@ from workbench.figures.style import HELD_OUT, QUIET, figure
 from workbench.history import History
 
 HEALTHY = (
-    "Healthy: every skill gains. One that stays behind while the others rise is too hard for the rewards you give, or has too few "
-    "prompts: give it a denser reward or more prompts."
+    "Healthy: every skill gains. One that stays behind while the others rise is too hard for the rewards you give: "
+    "give it a denser reward or more prompts."
 )
 
 
 def success_by_skill(history: History, config: Mapping[str, Any]) -> go.Figure:
-    """Held-out success of each skill, the base against the latest evaluation, with 95 % bars; empty where a task names no skills."""
+    """Held-out success of each skill, base against latest evaluation, with 95 % bars; empty where a task names no skills."""
     chart = figure("Held-out success by skill", HEALTHY, x="share of images that show what was asked", height=250)
     chart.update_layout(showlegend=True, hovermode="closest", barmode="group", bargap=0.3)
     chart.update_yaxes(type="category", autorange="reversed", showgrid=False)

@@ -16,7 +16,10 @@ def render(model: BaseModel) -> str:
     Input names are dotted paths, as in error messages; the fields of an extension carry its name, such as `sampler.asfmc.noise`.
     Plain fields come first, then choices, then groups of settings, folded.
     """
-    plain, choices, lists, folded = [], [], [], []
+    plain: list[str] = []
+    choices: list[str] = []
+    lists: list[str] = []
+    folded: list[str] = []
     for name, field in type(model).model_fields.items():
         value = getattr(model, name)
         if isinstance(value, BaseModel):
@@ -77,12 +80,8 @@ def _read_list(item: type[BaseModel], value: dict[str, Any]) -> list[dict[str, A
 
 def _field(path: str, name: str, field: FieldInfo, annotation: Any, value: Any) -> str:
     if _is_group(value):
-        inner = "".join(
-            _field(f"{path}.{key}", key, info, info.annotation, getattr(value, key))
-            for key, info in type(value).model_fields.items()
-        )
-        note = _note(type(value))
-        return f'<details class="wb-fold"><summary>{_label(name)}<span>{note}</span></summary><div class="wb-fields">{inner}</div></details>'
+        summary = f"<summary>{_label(name)}<span>{_note(type(value))}</span></summary>"
+        return f'<details class="wb-fold">{summary}<div class="wb-fields">{_own_fields(path, value)}</div></details>'
     if isinstance(value, BaseModel):
         return _choice(path, name, field, _members(annotation), value)
     if _is_list(value):
@@ -103,16 +102,9 @@ def _choice(path: str, name: str, field: FieldInfo, members: tuple[type[BaseMode
     for member in members:
         label = _name_of(member)
         current = value if label == chosen else member()
-        inner = "".join(
-            _field(f"{path}.{label}.{key}", key, info, info.annotation, getattr(current, key))
-            for key, info in member.model_fields.items()
-            if key != "name"
-        )
-        note = _note(member)
+        fields = f'<p>{_note(member)}</p><div class="wb-fields">{_own_fields(f"{path}.{label}", current)}</div>'
         hidden = _on("hidden", label != chosen)
-        parts.append(
-            f'<div class="wb-extension" data-of="{path}" data-name="{label}"{hidden}><p>{note}</p><div class="wb-fields">{inner}</div></div>'
-        )
+        parts.append(f'<div class="wb-extension" data-of="{path}" data-name="{label}"{hidden}>{fields}</div>')
     return f'<fieldset class="wb-choice"><legend class="wb-sr">{_label(name)}</legend>{"".join(parts)}</fieldset>'
 
 
@@ -125,22 +117,32 @@ def _list(path: str, name: str, field: FieldInfo, item: type[BaseModel], values:
         label = _name_of(member)
         entry = present.get(label)
         row = f"{path}.{label}"
-        own = "".join(
-            f'<label class="wb-inline">{_label(key)}{_input(f"{row}.{key}", info, info.annotation, getattr(entry, key) if entry else info.default)}</label>'
-            for key, info in item.model_fields.items()
-            if key != choice
-        )
+        switch = f'<input type="checkbox" name="{row}.use"{_on("checked", entry is not None)}>'
+        cells = [f'<label class="wb-inline wb-switch">{switch}{label}</label>']
+        for key, info in item.model_fields.items():
+            if key != choice:
+                cells.append(_inline(f"{row}.{key}", key, info, getattr(entry, key) if entry else info.default))
         extension = getattr(entry, choice) if entry else member()
-        inner = "".join(
-            f'<label class="wb-inline" title="{escape(info.description or "")}">{_label(key)}'
-            f"{_input(f'{row}.{choice}.{key}', info, info.annotation, getattr(extension, key))}</label>"
-            for key, info in member.model_fields.items()
-            if key != "name"
-        )
-        switch = f'<label class="wb-inline wb-switch"><input type="checkbox" name="{row}.use"{_on("checked", entry is not None)}>{escape(label)}</label>'
-        lines.append(f'<div class="wb-line" title="{_note(member)}">{switch}{own}{inner}</div>')
-    note = escape(field.description or "")
-    return f'<fieldset class="wb-list" data-field="{path}"><legend>{_label(name)}</legend><small>{note}</small>{"".join(lines)}</fieldset>'
+        for key, info in member.model_fields.items():
+            if key != "name":
+                cells.append(_inline(f"{row}.{choice}.{key}", key, info, getattr(extension, key)))
+        lines.append(f'<div class="wb-line" title="{_note(member)}">{"".join(cells)}</div>')
+    legend = f"<legend>{_label(name)}</legend><small>{escape(field.description or '')}</small>"
+    return f'<fieldset class="wb-list" data-field="{path}">{legend}{"".join(lines)}</fieldset>'
+
+
+def _inline(path: str, name: str, field: FieldInfo, value: Any) -> str:
+    """A field in a line of others; its help shows on hovering."""
+    control = _input(path, field, field.annotation, value, described=False)
+    return f'<label class="wb-inline" title="{escape(field.description or "")}">{_label(name)}{control}</label>'
+
+
+def _own_fields(path: str, model: BaseModel) -> str:
+    """All fields of a model but its name."""
+    fields = type(model).model_fields.items()
+    return "".join(
+        _field(f"{path}.{key}", key, info, info.annotation, getattr(model, key)) for key, info in fields if key != "name"
+    )
 
 
 def _wrapped(path: str, label: str, help_text: str | None, control: str) -> str:
@@ -148,8 +150,8 @@ def _wrapped(path: str, label: str, help_text: str | None, control: str) -> str:
     return f'<div class="wb-field" data-field="{path}"><label for="f-{path}">{label}</label>{control}{note}</div>'
 
 
-def _input(path: str, field: FieldInfo, annotation: Any, value: Any) -> str:
-    names = f'id="f-{path}" name="{path}" aria-describedby="h-{path}"'
+def _input(path: str, field: FieldInfo, annotation: Any, value: Any, *, described: bool = True) -> str:
+    names = f'id="f-{path}" name="{path}"' + (f' aria-describedby="h-{path}"' if described else "")
     if isinstance(value, bool):
         return f'<input type="checkbox" {names}{_on("checked", value)}>'
     if get_origin(annotation) is Literal:

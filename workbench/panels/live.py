@@ -23,8 +23,8 @@ def update(studio: Studio, asked: Mapping[str, Any]) -> dict[str, Any] | None:
     """The parts that changed since the page last heard; None where nothing did.
 
     Args:
-        asked: `run` (id or ""), `seen` (version of each part the page holds), `without` (parts it does not want now), and `at` (row
-            of the rollouts it shows; 0 follows the run).
+        asked: `run` (id or ""), `seen` (version of each part the page holds), `without` (parts it does not want now), and `at`
+            (row of the rollouts it shows; 0 follows the run).
     """
     seen, without = asked.get("seen", {}), asked.get("without", ())
     runs = studio.runs()
@@ -196,6 +196,12 @@ def _sprite(studio: Studio, run: Run, preview: Mapping[str, Any]) -> dict[str, A
         return None
     path = studio.store.image_path(run.id, preview["sprite"])
     return {"path": path.as_posix(), "tile": preview["tile"], "columns": preview["columns"], "count": preview["count"]}
+
+
+def warm_up() -> None:
+    """Draw once without data, so that the first visitor does not wait for the charts' library to load."""
+    for kind in FIGURES:
+        _charts(History(), kind, "{}")
 
 
 @lru_cache(maxsize=8)

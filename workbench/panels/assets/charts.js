@@ -58,7 +58,7 @@ window.workbench.charts = (() => {
     const head = wb.make("div", "wb-head"), plot = wb.make("div", "plot");
     head.append(wb.make("h2", "", layout.title.text), wb.make("div", "wb-chips"));
     plot.style.height = `${layout.height}px`;
-    plot.setAttribute("role", "img");
+    plot.setAttribute("role", "group");
     plot.append(wb.make("p", "wb-wait", "Drawn as soon as there is something to draw."));
     card.append(head, plot, wb.make("p", "wb-hint", layout.meta.healthy));
     return plot;

@@ -2,9 +2,7 @@
 window.workbench.form = (() => {
   const wb = window.workbench;
 
-  const values = () => Object.fromEntries([...wb.slot("form").querySelectorAll("[name]")]
-    .filter((input) => !input.closest(".wb-extension[hidden]"))
-    .map((input) => [input.name, input.type === "checkbox" ? input.checked : input.value.trim()]));
+  const values = () => Object.fromEntries(inputs().map((input) => [input.name, input.type === "checkbox" ? input.checked : input.value.trim()]));
 
   // Fields of an extension that is not chosen are hidden, and hidden fields are not sent.
   const follow = (menu) => {
@@ -19,11 +17,22 @@ window.workbench.form = (() => {
     input.dataset.initial = input.type === "checkbox" ? String(input.checked) : input.value;
   });
 
+  // A refusal names a field as configuration files do: without the extension's name, and list entries by their place.
+  const inputs = () => [...wb.slot("form").querySelectorAll("[name]")].filter((input) => !input.closest(".wb-extension[hidden]"));
+  const keyOf = (input) => {
+    const box = input.closest(".wb-extension"), list = input.closest(".wb-list");
+    if (box) return input.name.replace(`${box.dataset.of}.${box.dataset.name}.`, `${box.dataset.of}.`);
+    if (!list) return input.name;
+    const used = [...list.querySelectorAll('[name$=".use"]:checked')].map((check) => check.closest(".wb-line"));
+    const parts = input.name.split(".");
+    return [parts[0], used.indexOf(input.closest(".wb-line")), ...parts.slice(2)].join(".");
+  };
+
   const refuse = (lines) => {
     wb.complain("errors", lines);
     for (const field of wb.slot("form").querySelectorAll(".wrong")) field.classList.remove("wrong");
     for (const line of lines) {
-      const input = wb.slot("form").querySelector(`[name="${CSS.escape(line.split(" = ")[0])}"]`);
+      const input = inputs().find((candidate) => keyOf(candidate) === line.split(/ = |: /)[0]);
       if (!input) continue;
       (input.closest(".wb-field") || input).classList.add("wrong");
       const fold = input.closest("details");

@@ -1,0 +1,331 @@
+"""The page in a real browser, served by the app in a process of its own and fed through the store, as any run is."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Locator, Page, expect
+from toy_run import toy_config, toy_events
+
+from workbench.config import RunConfig
+from workbench.events import Event, IterationDone
+from workbench.store import Store
+
+ROOT = Path(__file__).parent.parent
+LOADED = 60_000  # milliseconds; a busy machine takes long to load a page
+pytestmark = pytest.mark.xdist_group("page")  # one app for all of them
+expect.set_options(timeout=20_000)
+
+
+@dataclass(frozen=True)
+class Served:
+    """The app, and the store that it looks at."""
+
+    url: str
+    store: Store
+    finished: str  # a run that is done
+    hacked: str  # one whose pictures drifted
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run_app(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "app.py"), *arguments]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"}
+    )
+
+
+def begin(store: Store, config: RunConfig) -> str:
+    """A run that this process drives."""
+    run = store.create("train", config.model_dump(mode="json"), title=config.title, origin="command line")
+    store.claim(run)
+    store.set_status(run, "running")
+    return run
+
+
+def record(store: Store, run: str, events: Iterator[Event], until: int | None = None) -> None:
+    for event in events:
+        store.record(run, event)
+        if until is not None and isinstance(event, IterationDone) and event.iteration == until:
+            return
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("page")
+    store = Store(folder / "runs")
+    hacked = begin(store, toy_config(30, title="Hacked toy"))
+    record(store, hacked, toy_events(toy_config(30), drift=5.0))
+    finished = begin(store, toy_config(20, title="Finished toy"))
+    record(store, finished, toy_events(toy_config(20)))
+    for run in (hacked, finished):
+        store.set_status(run, "done")
+    port = free_port()
+    app = run_app("--port", str(port), "--runs", str(store.location))
+    assert app.stdout is not None
+    assert "ready" in app.stdout.readline()
+    yield Served(f"http://127.0.0.1:{port}/", store, finished, hacked)
+    app.send_signal(signal.SIGINT)
+    app.wait(timeout=30)
+    store.close()
+
+
+def listen(page: Page) -> list[str]:
+    """What the browser complains of from now on."""
+    found: list[str] = []
+    page.on("pageerror", lambda error: found.append(str(error)))
+    page.on("console", lambda message: found.append(message.text) if message.type == "error" else None)
+    return found
+
+
+@pytest.fixture
+def errors(page: Page) -> Iterator[list[str]]:
+    """What the browser complained of; nothing, at the end of a test."""
+    found = listen(page)
+    yield found
+    assert not found
+
+
+@pytest.fixture(scope="module")
+def finished(browser: Browser, served: Served) -> Iterator[Page]:
+    """One page of the finished run, for all tests that only look."""
+    context = browser.new_context(viewport={"width": 1440, "height": 950})
+    page = context.new_page()
+    found = listen(page)
+    show(page, served, served.finished)
+    yield page
+    context.close()
+    assert not found
+
+
+@pytest.fixture
+def live(served: Served) -> Iterator[tuple[str, Iterator[Event]]]:
+    """A run in the middle of its twelfth iteration, and the events that are still to come."""
+    config = toy_config(30, title="Live toy")
+    run, events = begin(served.store, config), toy_events(config)
+    record(served.store, run, events, until=12)
+    yield run, events
+    served.store.set_status(run, "stopped")
+
+
+def show(page: Page, served: Served, run: str, query: str = "") -> Locator:
+    page.goto(f"{served.url}?run={run}{query}")
+    expect(page.locator(".wb-group").first).to_be_visible(timeout=LOADED)
+    return page.locator(".wb")
+
+
+def plotted(page: Page, name: str) -> Locator:
+    chart = page.locator(f'[data-chart="{name}"] .main-svg').first
+    chart.scroll_into_view_if_needed(timeout=15_000)
+    return chart
+
+
+def test_groups_are_shown_from_the_best_to_the_worst_with_sign_and_reward(finished: Page) -> None:
+    expect(finished.locator(".wb-group")).to_have_count(8)
+    first = finished.locator(".wb-group").first.locator(".wb-tile")
+    rewards = [float(text) for text in first.locator(".rew").all_inner_texts()]
+    assert rewards == sorted(rewards, reverse=True)
+    assert first.first.get_attribute("data-way") == "up"
+    assert "▲" in first.first.inner_text()
+    assert "▼" in first.last.inner_text()
+    expect(finished.locator(".wb-group").nth(1).get_by_text("no gradient", exact=True)).to_be_visible()
+
+
+def test_pictures_are_tiles_of_one_sheet_and_stay_pixelated(finished: Page) -> None:
+    tile = finished.locator(".wb-tile .pic").first
+    style = tile.evaluate(
+        "node => ({...['backgroundImage', 'imageRendering'].reduce((all, key) => ({...all, [key]: node.style[key]}), {})})"
+    )
+    assert "groupsscored" in style["backgroundImage"]
+    assert style["imageRendering"] == "pixelated"
+    url = re.search(r'url\("(.+)"\)', style["backgroundImage"])
+    assert url is not None
+    assert finished.request.get(url.group(1)).ok
+
+
+def test_an_image_opens_with_its_seed_parts_and_steps(finished: Page) -> None:
+    finished.locator(".wb-group").nth(2).locator(".wb-tile").nth(3).click()
+    detail = finished.locator(".wb-detail")
+    expect(detail.get_by_text("rank 4 of 8")).to_be_visible()
+    for text in ("Seed", "shapes exact", "log-probability", "noise std"):
+        expect(detail.get_by_text(text).first).to_be_visible()
+    finished.keyboard.press("ArrowRight")
+    finished.keyboard.press("Enter")
+    expect(detail.get_by_text("rank 5 of 8")).to_be_visible()
+
+
+def test_charts_draw_and_say_what_healthy_looks_like(finished: Page) -> None:
+    for name in ("reward", "advantages", "steps", "kl", "throughput"):
+        expect(plotted(finished, name)).to_be_visible()
+        expect(finished.locator(f'[data-chart="{name}"] .wb-hint')).not_to_be_empty()
+
+
+def test_zoom_and_selection_survive_new_iterations(
+    page: Page, served: Served, live: tuple[str, Iterator[Event]], errors: list[str]
+) -> None:
+    run, events = live
+    show(page, served, run)
+    expect(plotted(page, "reward")).to_be_visible()
+    page.evaluate("() => Plotly.relayout(document.querySelector('[data-chart=reward] .plot'), {'xaxis.range': [2, 7]})")
+    page.locator(".wb-tile").nth(5).click()
+    chosen = page.locator(".wb-detail .seed").inner_text()
+    nodes = page.evaluate(
+        "() => { window.kept = document.querySelector('.wb-tile'); return document.querySelectorAll('.wb-tile').length }"
+    )
+    record(served.store, run, events, until=15)
+    expect(page.locator('[data-fact="iteration"]')).to_have_text("15 of 30")
+    expect(page.locator('[data-slot="groups-at"]')).to_have_text("at iteration 15")
+    page.wait_for_function("document.querySelector('[data-chart=reward] .plot').calcdata[1].length === 15")
+    assert page.evaluate("document.querySelector('[data-chart=reward] .plot').layout.xaxis.range") == [2, 7]
+    assert page.locator(".wb-detail .seed").inner_text() == chosen
+    assert page.evaluate("window.kept.isConnected && document.querySelectorAll('.wb-tile').length") == nodes
+
+
+def test_a_reload_and_a_second_visitor_attach_to_the_run_in_the_address(
+    page: Page, browser: Browser, served: Served, live: tuple[str, Iterator[Event]], errors: list[str]
+) -> None:
+    run, events = live
+    show(page, served, run)
+    page.reload()
+    other = browser.new_context().new_page()
+    other.goto(served.url)  # without a choice, the run that is going on
+    for viewer in (page, other):
+        expect(viewer.locator('[data-slot="title"]')).to_have_text("Live toy", timeout=LOADED)
+    assert other.url.endswith(run)
+    record(served.store, run, events, until=14)
+    for viewer in (page, other):
+        expect(viewer.locator('[data-fact="iteration"]')).to_have_text("14 of 30")
+    other.context.close()
+
+
+def test_controls_write_wishes_and_show_what_became_of_them(
+    page: Page, served: Served, live: tuple[str, Iterator[Event]], errors: list[str]
+) -> None:
+    run, _ = live
+    show(page, served, run)
+    expect(page.locator('[data-wish="resume"]')).to_be_hidden()
+    page.locator('[data-wish="pause"]').click()
+    expect(page.locator('[data-slot="badge"]')).to_contain_text("pausing")
+    assert served.store.take_wishes(run) == ["pause"]
+    served.store.set_status(run, "paused")
+    expect(page.locator('[data-slot="badge"]')).to_contain_text("paused")
+    page.locator('[data-wish="resume"]').click()
+    expect(page.locator('[data-wish="resume"]')).to_be_disabled()
+    assert served.store.take_wishes(run) == ["run"]
+
+
+def test_controls_of_a_finished_run_are_off(finished: Page) -> None:
+    for wish in ("pause", "stop", "save", "sample"):
+        expect(finished.locator(f'[data-wish="{wish}"]')).to_be_disabled()
+
+
+def test_before_and_now_stand_side_by_side(finished: Page) -> None:
+    pair = finished.locator(".wb-pair").first
+    before, now = (
+        pair.locator(f'[data-side="{side}"]').evaluate("node => node.style.backgroundImage") for side in ("before", "now")
+    )
+    assert "evaluated-000000" in before
+    assert "evaluated-000020" in now
+
+
+def test_a_refused_form_points_at_the_field(finished: Page) -> None:
+    finished.locator('.wb-top [data-act="new"]').click()
+    finished.locator('[name="sampler.asfmc.noise"]').fill("7")
+    finished.locator('[data-act="start"]').click()
+    expect(finished.locator('[data-slot="errors"]')).to_contain_text("sampler.noise = '7'")
+    expect(finished.locator(".wrong")).to_have_count(1)
+    finished.locator('[data-slot="preset"]').select_option("shapes_flow_sde")
+    expect(finished.locator('[name="sampler.name"]')).to_have_value("flow_sde")
+    expect(finished.locator('[data-slot="errors"]')).to_be_hidden()
+
+
+def test_charts_follow_the_theme_at_once(finished: Page) -> None:
+    colour = "document.querySelector('[data-chart=reward] .plot').layout.font.color"
+    expect(plotted(finished, "reward")).to_be_visible()
+    light = finished.evaluate(colour)
+    finished.evaluate("document.body.classList.add('dark')")
+    finished.wait_for_function(f"{colour} !== '{light}'")
+    finished.evaluate("document.body.classList.remove('dark')")
+    finished.wait_for_function(f"{colour} === '{light}'")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_serious_barrier_in_light_and_dark(finished: Page, scheme: str) -> None:
+    finished.emulate_media(reduced_motion="reduce")  # a colour in transition has no contrast of its own
+    finished.evaluate(f"document.body.classList.toggle('dark', {'true' if scheme == 'dark' else 'false'})")
+    found = Axe().run(finished).response["violations"]
+    finished.evaluate("document.body.classList.remove('dark')")
+    grave = [item for item in found if item["impact"] in ("serious", "critical")]
+    assert not [(item["id"], item["nodes"][0]["target"], item["nodes"][0].get("failureSummary")) for item in grave]
+
+
+def test_a_link_to_a_lost_run_the_picker_and_the_back_button(page: Page, served: Served, errors: list[str]) -> None:
+    page.goto(f"{served.url}?run=20200101-gone")
+    expect(page.get_by_role("alert").first).to_contain_text("unknown run '20200101-gone'", timeout=LOADED)
+    page.locator('[data-slot="runs"]').select_option(served.finished)
+    expect(page.locator('[data-slot="title"]')).to_have_text("Finished toy")
+    page.locator('[data-slot="runs"]').select_option(served.hacked)
+    expect(page.locator('[data-slot="title"]')).to_have_text("Hacked toy")
+    assert page.url.endswith(served.hacked)
+    expect(page.locator(".wb-verdict.red")).to_contain_text("Reward hacking suspected")
+    expect(page.locator(".wb-verdict.red")).to_contain_text("What to do")
+    page.go_back()
+    expect(page.locator('[data-slot="title"]')).to_have_text("Finished toy")
+
+
+def test_a_telephone_in_the_dark_shows_everything_without_scrolling_sideways(browser: Browser, served: Served) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme="dark")
+    page = context.new_page()
+    show(page, served, served.finished)
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(13, 16, 21)"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.locator(".wb-tile").first.click()
+    expect(page.locator(".wb-detail")).to_be_in_viewport()
+    page.locator(".wb-detail .wb-close").click()
+    page.locator('.wb-top [data-act="new"]').click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    context.close()
+
+
+def test_a_store_without_runs_explains_itself_and_offers_one_button(page: Page, tmp_path: Path) -> None:
+    port = free_port()
+    app = run_app("--port", str(port), "--runs", str(tmp_path / "runs"))
+    assert app.stdout is not None
+    assert "ready" in app.stdout.readline()
+    page.goto(f"http://127.0.0.1:{port}/")
+    expect(page.get_by_role("button", name="Start the example run")).to_be_visible(timeout=LOADED)
+    app.send_signal(signal.SIGINT)
+    app.wait(timeout=30)
+
+
+def test_a_port_in_use_is_named_with_a_free_one() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        app = run_app("--port", str(port))
+        _, complaint = app.communicate(timeout=60)
+    assert app.returncode == 2
+    assert re.search(rf"port {port} is in use; port \d+ is free", complaint)
+    assert "Traceback" not in complaint
+
+
+def test_an_open_address_without_a_password_is_refused() -> None:
+    app = run_app("--host", "0.0.0.0")
+    _, complaint = app.communicate(timeout=60)
+    assert app.returncode == 2
+    assert "give --auth USER:PASSWORD" in complaint
+    assert len(complaint.splitlines()) == 1
