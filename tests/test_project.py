@@ -1,6 +1,7 @@
 """The project as a whole: who imports whom, that checkers are content, and that lists kept in two places agree."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -45,7 +46,7 @@ OWNERS = {
 LAYERS = (
     {"flow"},
     {"contracts", "grpo", "events", "optim"},
-    {"samplers", "rewards", "models", "tasks", "lab"},
+    {"samplers", "rewards", "models", "tasks", "lab", "energy"},
     {"config"},
     {"rollout", "evaluate"},
     {"learner", "update", "preflight", "train", "pretrain"},
@@ -259,6 +260,15 @@ def test_commands_in_the_readme_exist() -> None:
     assert set(COMMANDS) == set(told)
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(re.findall(r"`?make ([a-z]+)", (ROOT / "README.md").read_text())) <= set(targets)
+
+
+def test_python_in_the_readme_imports_what_exists() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for node in (node for block in blocks for node in ast.walk(ast.parse(block))):
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module)
+            assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
 
 
 def test_options_in_the_readme_exist() -> None:
