@@ -103,7 +103,11 @@ class Learner:
         )
 
     def decode(self, latents: Tensor) -> Stream[Progress, None, Tensor]:
-        """[N, ...] -> images [N, 3, H, W] in [0, 1], in portions."""
+        """[N, ...] -> images [N, 3, H, W] in [0, 1], in portions.
+
+        Raises: FloatingPointError: if the latents are not finite.
+        """
+        self._expect_finite(latents)
         images, size = [], self.config.compute.sample_batch
         for start in range(0, len(latents), size):
             with torch.no_grad():
@@ -177,6 +181,7 @@ class Learner:
         for count in steps:
             with self.averaged():
                 pictures = yield from self._pictures(sample.prompts, sample.seeds, count)
+            self._expect_finite(pictures)
             base = yield from self._base_pictures(count)
             measures[count] = measure(pictures, sample, self.config.task, self.rewards, base[: len(pictures)])
             if count == self.config.rollout.steps or not len(preview):
@@ -236,6 +241,11 @@ class Learner:
                 pictures = yield from self._pictures(longest.prompts, longest.seeds, steps)
             self._base_images[steps] = thumbnails(pictures)
         return self._base_images[steps]
+
+    def _expect_finite(self, samples: Tensor) -> None:
+        """A reward should not be blamed for what the policy drew."""
+        if not torch.isfinite(samples).all():
+            raise Diverged(f"iteration {self.iteration}: the policy's samples are not finite; {REMEDY}")
 
     def _judge(self, measures: dict[str, Measure]) -> None:
         """Remember the best iteration; stop a run whose held-out reward has collapsed."""

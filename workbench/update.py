@@ -90,11 +90,11 @@ def _loss(
     ratio = torch.exp(log_probs - old)
     if grpo.ratio_norm:
         ratio = ratio_norm(log_probs, old, mean, transition.means[rows], transition.std)
-    loss = clipped_loss(log_probs, old, advantages, grpo.clip_range, ratio=ratio).mean(1).sum()
-    figures.setdefault("ratio", []).append(ratio.detach().flatten())
-    figures.setdefault("clip_fraction", []).append(clip_fraction(log_probs, old, grpo.clip_range, ratio=ratio)[None])
-    figures.setdefault("loss", []).append(loss.detach()[None] / len(mean))
-    return loss
+    loss = clipped_loss(log_probs, old, advantages, grpo.clip_range, ratio=ratio)  # [m, C]
+    clipped = clip_fraction(log_probs, old, grpo.clip_range, ratio=ratio).expand(ratio.numel())  # portions differ in size
+    for name, values in (("ratio", ratio.detach()), ("clip_fraction", clipped), ("loss", loss.detach())):
+        figures.setdefault(name, []).append(values.flatten())
+    return loss.mean(1).sum()
 
 
 def _summary(learner: "Learner", figures: dict[str, list[Tensor]]) -> dict[str, float]:
