@@ -63,8 +63,9 @@ class GRPOConfig(Settings):
         1e-4, gt=0, description="trust region of the ratio, whose log-probability is a mean over dimensions"
     )
     kl_weight: float = Field(0.02, ge=0, description="weight of the Gaussian KL to the reference, a mean over dimensions")
-    step_weights: Literal["uniform", "noise"] = Field(
-        "uniform", description="noise: weigh each step by its standard deviation (TempFlow-GRPO)"
+    step_weights: Literal["uniform", "noise", "balanced"] = Field(
+        "uniform",
+        description="weight of a stochastic step; noise: by its std (TempFlow-GRPO); balanced: all steps pull alike",
     )
     ratio_norm: bool = Field(False, description="centre and rescale the log-ratio at every step (GRPO-Guard)")
 
@@ -74,6 +75,7 @@ class OptimizerConfig(Settings):
 
     learning_rate: float = Field(3e-4, gt=0, le=1, description="step size after warm-up")
     warmup: int = Field(5, ge=0, description="iterations of linear warm-up")
+    final_share: float = Field(1.0, ge=0, le=1, description="share of the learning rate left at the last iteration, falling linearly")
     beta1: float = Field(0.9, ge=0, lt=1, description="decay of the gradient's average")
     beta2: float = Field(0.99, ge=0, lt=1, description="decay of the squared gradient's average")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")

@@ -132,9 +132,7 @@ class Finished:
     summary: dict[str, Any]
 
 
-Event = (
-    Progress | Started | PreflightDone | GroupsScored | IterationDone | Evaluated | Sampled | CheckpointReady | Finished
-)
+Event = Progress | Started | PreflightDone | GroupsScored | IterationDone | Evaluated | Sampled | CheckpointReady | Finished
 
 
 @dataclass

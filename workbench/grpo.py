@@ -112,15 +112,22 @@ def ratio_norm(log_prob: Tensor, old_log_prob: Tensor, mean: Tensor, old_mean: T
     return torch.exp(std * (log_prob - old_log_prob + kl))
 
 
-def step_weights(stds: Sequence[float] | Tensor, kind: Literal["uniform", "noise"] = "uniform") -> Tensor:
-    """Weight of each stochastic step in the loss, 1 on average.
+def step_weights(
+    stds: Sequence[float] | Tensor,
+    kind: Literal["uniform", "noise", "balanced"] = "uniform",
+    *,
+    spans: Sequence[float] | Tensor | None = None,
+) -> Tensor:
+    """Weight of each stochastic step in the loss, 1 on average over the steps.
 
-    The policy gradient of a step goes as 1/std, so late, nearly deterministic steps dominate; "noise" weighs by std.
+    The policy gradient of a step goes as its span over its std, so late steps dominate: threefold to tenfold on a shifted grid.
+    "noise" weighs by std; "balanced" by std / span, which makes all steps pull alike.
 
     Args:
         stds: [K], of the transitions, all positive: deterministic steps are not trained.
+        spans: [K], t - s of the transitions, positive; needed by "balanced" only.
     Returns: [K], float32.
-    Source: TempFlow-GRPO (arXiv:2508.04324), noise-aware weighting.
+    Source: "noise": TempFlow-GRPO (arXiv:2508.04324), noise-aware weighting.
     """
     spread = torch.as_tensor(stds, dtype=torch.float32)
     _check_std(spread)
@@ -128,7 +135,12 @@ def step_weights(stds: Sequence[float] | Tensor, kind: Literal["uniform", "noise
         return torch.ones_like(spread)
     if kind == "noise":
         return spread / spread.mean()
-    raise ValueError(f"unknown step weights {kind!r}; choose from: uniform, noise")
+    if kind == "balanced":
+        if spans is None:
+            raise ValueError("balanced step weights need the spans t - s of the steps")
+        ease = spread / torch.as_tensor(spans, dtype=torch.float32)
+        return ease / ease.mean()
+    raise ValueError(f"unknown step weights {kind!r}; choose from: uniform, noise, balanced")
 
 
 def _grouped(rewards: Tensor, group_size: int) -> Tensor:

@@ -4,17 +4,20 @@ import math
 from collections.abc import Generator as Stream
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from workbench.config import RunConfig
-from workbench.contracts import RewardFailed, RewardFunction
+from workbench.contracts import FlowMapKind, RewardFailed, RewardFunction
 from workbench.evaluate import breakdown, held_out, measure, stream_images, thumbnails, to_uint8
 from workbench.events import CheckpointReady, Evaluated, Event, Measure, Preview, Progress, Sampled
 from workbench.flow import seed_stream, seeded_uniform, time_grid
+from workbench.grpo import step_weights
 from workbench.models.policy import Policy
 from workbench.optim import AveragedWeights, load_optimizer_tensors, optimizer_tensors, set_learning_rate
 from workbench.rollout import Plan
@@ -66,6 +69,7 @@ class Learner:
         }
         self.weights = {weighted.reward.name: weighted.weight for weighted in config.rewards}
         self.times = time_grid(config.rollout.steps, config.rollout.shift)
+        self.step_weights = self._step_weights()
         self.spreads = [1.0] * (config.rollout.steps - 1)  # running reward spread inside groups, by branching step
         self.iteration = 0
         self.checked = False  # whether preflight has been
@@ -143,8 +147,10 @@ class Learner:
             self.spreads[step] += 0.2 * (max(spread, 1e-3) - self.spreads[step])
 
     def learning_rate(self) -> float:
-        settings = self.config.optimizer
-        return settings.learning_rate * min(1.0, (self.iteration + 1) / (settings.warmup + 1))
+        """Linear warm-up, then a linear fall to `final_share`."""
+        settings, total = self.config.optimizer, self.config.iterations
+        fall = 1.0 - (1.0 - settings.final_share) * min(1.0, self.iteration / total)
+        return settings.learning_rate * min(1.0, (self.iteration + 1) / (settings.warmup + 1)) * fall
 
     def apply_gradients(self) -> Tensor:
         """Average the gradients over processes, clip and step; returns the norm before clipping.
@@ -216,6 +222,13 @@ class Learner:
         else:
             with self.average.applied():
                 yield
+
+    def _step_weights(self) -> list[float]:
+        """The weight of every stochastic step of the grid, whichever of them an iteration trains."""
+        steps = list(pairwise(self.times))[:-1]
+        still, latent = _Still(self.policy.generator.kind), torch.zeros(1, *self.policy.generator.latent_shape)
+        stds = [self.config.sampler.step(still, latent, t, s).std for t, s in steps]
+        return step_weights(stds, self.config.grpo.step_weights, spans=[t - s for t, s in steps]).tolist()
 
     def _pictures(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> Stream[Progress, None, Tensor]:
         return stream_images(
@@ -310,6 +323,19 @@ class Learner:
 
 _MEND = "mend it, then resume the run"
 REMEDY = "resume from an earlier checkpoint with a smaller optimizer.learning_rate or a larger grpo.kl_weight"
+
+
+@dataclass(frozen=True)
+class _Still:
+    """A flow map that goes nowhere: a kernel's standard deviation does not depend on the map."""
+
+    kind: FlowMapKind
+
+    def __call__(self, x: Tensor, t: float, s: float) -> Tensor:
+        return x
+
+    def velocity(self, x: Tensor, t: float) -> Tensor:
+        return torch.zeros_like(x)
 
 
 class Diverged(FloatingPointError):

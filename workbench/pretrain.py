@@ -42,7 +42,7 @@ class PretrainConfig(Settings):
     seed: int = Field(0, ge=0, description="every random number follows from it")
     batch: int = Field(128, ge=8, description="images per step")
     autoencoder_steps: int = Field(3000, ge=1, description="steps of the autoencoder")
-    flow_steps: int = Field(7000, ge=1, description="steps of flow matching, on right captions")
+    flow_steps: int = Field(5000, ge=1, description="steps of flow matching, on right captions")
     map_steps: int = Field(
         2000, ge=1, description="steps that turn the velocity into a two-time map, on the captions of `wrong_captions`"
     )

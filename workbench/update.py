@@ -9,7 +9,7 @@ from torch import Tensor
 from workbench.contracts import Generator, Sampler
 from workbench.events import Progress
 from workbench.flow import Gaussian
-from workbench.grpo import clip_fraction, clipped_loss, gaussian_kl, ratio_norm, step_weights
+from workbench.grpo import clip_fraction, clipped_loss, gaussian_kl, ratio_norm
 from workbench.rollout import Rollout, Transition, child_log_probs
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ def update_policy(learner: "Learner", rollout: Rollout, advantages: Tensor) -> S
     Raises: FloatingPointError: before anything is changed, if the loss or its gradient is not finite.
     """
     config, policy = learner.config, learner.policy
-    weights = step_weights([transition.std for transition in rollout.transitions], config.grpo.step_weights).tolist()
     references = list(_reference_means(learner, rollout))
     before = [parameter.detach().clone() for parameter in policy.parameters.values()]
     undo = learner.snapshot() if config.grpo.epochs > 1 else None
@@ -35,7 +34,7 @@ def update_policy(learner: "Learner", rollout: Rollout, advantages: Tensor) -> S
     norm = torch.zeros(())
     for _ in range(config.grpo.epochs):
         for index, transition in enumerate(rollout.transitions):
-            share = weights[index] / (len(rollout.transitions) * len(transition.states))
+            share = learner.step_weights[transition.step] / (len(rollout.transitions) * len(transition.states))
             spread = advantages.view(transition.log_probs.shape)
             for number, rows in enumerate(portions(len(transition.states), config.compute.train_batch)):
                 mean = state_means(policy.generator, config.sampler, transition, rows)

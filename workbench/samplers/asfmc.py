@@ -21,8 +21,12 @@ class AnchoredSampler(Sampler):
     """
 
     name: Literal["asfmc"] = "asfmc"
-    noise: float = Field(0.7, ge=0, le=1, description="share of the target's noise that is drawn afresh (lambda); 0 is deterministic")
-    anchor: float = Field(1.0, ge=0, le=1, description="how far past the target the map runs: 1 reaches the data, 0 stays at the target")
+    noise: float = Field(
+        0.7, ge=0, le=1, description="share of the target's noise that is drawn afresh (lambda); 0 is deterministic"
+    )
+    anchor: float = Field(
+        1.0, ge=0, le=1, description="how far past the target the map runs: 1 reaches the data, 0 stays at the target"
+    )
 
     needs = ("two_time",)
 
@@ -35,5 +39,3 @@ class AnchoredSampler(Sampler):
         if std == 0.0:
             return Gaussian(flow_map(x, t, s), 0.0)
         return Gaussian((1.0 - s) / (1.0 - r) * flow_map(x, t, r), std)
-
-

@@ -19,7 +19,9 @@ class EndpointSampler(Sampler):
     """
 
     name: Literal["asfmc_endpoint"] = "asfmc_endpoint"
-    noise: float = Field(1.0, ge=0, le=1, description="renoising strength at the target (lambda); only 1 keeps the marginals exact")
+    noise: float = Field(
+        1.0, ge=0, le=1, description="renoising strength at the target (lambda); only 1 keeps the marginals exact"
+    )
 
     needs = ("two_time", "single_time")
 
