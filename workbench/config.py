@@ -75,13 +75,12 @@ class OptimizerConfig(Settings):
 
     learning_rate: float = Field(3e-4, gt=0, le=1, description="step size after warm-up")
     warmup: int = Field(5, ge=0, description="iterations of linear warm-up")
-    final_share: float = Field(1.0, ge=0, le=1, description="share of the learning rate left at the last iteration, falling linearly")
+    final_share: float = Field(0.1, ge=0, le=1, description="share of the learning rate left at the last iteration, falling linearly")
     beta1: float = Field(0.9, ge=0, lt=1, description="decay of the gradient's average")
     beta2: float = Field(0.99, ge=0, lt=1, description="decay of the squared gradient's average")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
-    ema_decay: float = Field(
-        0.9, ge=0, lt=1, description="decay of the averaged weights that evaluation uses; 0 evaluates the raw policy"
+    ema_decay: float = Field(0.95, ge=0, lt=1, description="decay of the averaged weights that evaluation uses; 0 evaluates the raw policy"
     )
 
 
@@ -135,7 +134,7 @@ class ComputeConfig(Settings):
     precision: Literal["no", "bf16", "fp16"] = Field(
         "no", description="mixed precision of the network; log-probabilities stay float32"
     )
-    sample_batch: int = Field(512, ge=1, description="images per forward pass of a rollout")
+    sample_batch: int = Field(128, ge=1, description="images per forward pass of a rollout")
     train_batch: int = Field(64, ge=1, description="states per forward and backward pass of an update")
     processes: int = Field(1, ge=1, description="processes the run expects; refuses to start with another number")
     threads: int = Field(0, ge=0, description="CPU threads of the process; 0 leaves the library's choice")
@@ -146,7 +145,7 @@ class RunConfig(Settings):
 
     title: str = Field("Align shapes", max_length=120, description="name shown on the page")
     seed: int = Field(0, ge=0, description="every random number of the run follows from it")
-    iterations: int = Field(120, ge=1, description="policy updates")
+    iterations: int = Field(250, ge=1, description="policy updates")
     task: _choice(TASKS) = Field(default_factory=TASKS["shapes"], description="prompts and domain")  # type: ignore[valid-type]
     model: _choice(MODELS) = Field(default_factory=MODELS["shapes"], description="the generator that is aligned")  # type: ignore[valid-type]
     sampler: _choice(SAMPLERS) = Field(default_factory=SAMPLERS["asfmc"], description="transition kernel of the rollouts")  # type: ignore[valid-type]
@@ -219,7 +218,7 @@ PRESETS: dict[str, RunConfig] = {
         rewards=_rewards(shapes_dense=0.5, shapes_exact=0.5, shapes_fidelity=0.0),
         grpo=GRPOConfig(kl_weight=0.0, std_floor=0.05),
         optimizer=OptimizerConfig(learning_rate=5e-4),
-        iterations=200,
+        iterations=250,
     ),
 }
 """Ready-made runs by name; every one trains on a laptop's CPU."""
