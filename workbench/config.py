@@ -75,7 +75,7 @@ class OptimizerConfig(Settings):
 
     learning_rate: float = Field(3e-4, gt=0, le=1, description="step size after warm-up")
     warmup: int = Field(5, ge=0, description="iterations of linear warm-up")
-    final_share: float = Field(0.1, ge=0, le=1, description="share of the learning rate left at the last iteration, falling linearly")
+    final_share: float = Field(0.1, ge=0, le=1, description="share of the learning rate left at the end, falling linearly")
     beta1: float = Field(0.9, ge=0, lt=1, description="decay of the gradient's average")
     beta2: float = Field(0.99, ge=0, lt=1, description="decay of the squared gradient's average")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")

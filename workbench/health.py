@@ -133,8 +133,8 @@ def _hacking(history: History, config: Mapping[str, Any]) -> list[Verdict]:
         if growth > HACKED:
             since = next(at for at, value, *_ in points if value > HACKED * points[0][1])
             sentence = (
-                f"Training reward rises, but {_words(name)} is {growth:.1f} times the base's (over {HACKED:g} times since iteration "
-                f"{since}): the policy is learning to please the reward rather than to follow the prompt."
+                f"Training reward rises, but {_words(name)} is {growth:.1f} times the base's (over {HACKED:g} times since "
+                f"iteration {since}): the policy is learning to please the reward rather than to follow the prompt."
             )
             remedy = (
                 f"Raise grpo.kl_weight, give a fidelity reward more weight, or go back to a checkpoint before iteration {since}."

@@ -7,4 +7,4 @@ BENCHMARKS: dict[str, str] = {
     "page": "workbench.benchmarks.page:bench_page",
     "samplers": "workbench.benchmarks.samplers:bench_samplers",
 }
-"""Each benchmark by name as module:function; a module is imported only when its benchmark runs. The function returns its figures."""
+"""Each benchmark by name as module:function; imported only when it runs. The function returns its figures."""

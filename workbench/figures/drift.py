@@ -9,7 +9,7 @@ from workbench.figures.style import QUIET, SERIES, figure
 from workbench.health import HACKED, rollout_steps, statistics
 from workbench.history import History
 
-HEALTHY = "Times the base's value. Healthy: near 1. Above 3, or variety below 0.85: the reward is being hacked, raise the KL weight."
+HEALTHY = "Times the base's value. Healthy: near 1. Above 3, or variety below 0.85: the reward is hacked, raise the KL weight."
 NAMES = {"layouts": "variety"}
 
 
