@@ -16,7 +16,8 @@ from workbench.studio import Studio
 TICK_SECONDS = 0.5
 ASSETS = Path(str(files("workbench.panels") / "assets"))
 SCRIPTS = ("page.js", "pictures.js", "charts.js", "form.js")
-MOUNT = "window.workbench.mount(element, server, props, watch)"
+MOUNT = "window.workbench.mount(element, server)"
+RECEIVE = "watch('value', () => window.workbench && window.workbench.receive(props.value))"
 
 
 def build(studio: Studio) -> None:
@@ -45,8 +46,7 @@ def build(studio: Studio) -> None:
             return {"errors": str(error).splitlines()}
         return {}
 
-    page = gr.HTML(
-        value=None,
+    gr.HTML(
         html_template=_page(),
         js_on_load=MOUNT,
         head="".join(f'<script src="/gradio_api/file={(ASSETS / name).as_posix()}"></script>' for name in SCRIPTS),
@@ -56,11 +56,13 @@ def build(studio: Studio) -> None:
         padding=False,
         elem_id="train",
     )
+    # the answers go to a component of their own: Gradio animates a waiting time in whatever an event writes to
+    news = gr.HTML(html_template="", js_on_load=RECEIVE, elem_id="news", container=False, padding=False)
     asked = gr.Textbox(visible=False)
     gr.Timer(TICK_SECONDS).tick(
         tick,
         inputs=asked,
-        outputs=page,
+        outputs=news,
         js="() => [window.workbench ? window.workbench.asks() : '']",
         queue=False,
         concurrency_limit=None,

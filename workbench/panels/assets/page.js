@@ -34,7 +34,11 @@ window.workbench = (() => {
       wb.seen[name] = news.versions[name];
       wb.parts[name] = part;
       if (name === "charts") lastCharts = performance.now();
-      if (renderers[name]) renderers[name](part);
+      try {
+        renderers[name](part);
+      } catch (error) {
+        reportError(error); // one part that cannot be drawn leaves the others standing
+      }
     }
     if (!("problem" in news.parts) && news.id) show(slot("problem"), false);
     const any = Boolean(wb.run) && Boolean(wb.parts.status);
@@ -174,15 +178,14 @@ window.workbench = (() => {
     window.addEventListener("popstate", () => choose(new URLSearchParams(location.search).get("run") || "", false));
   };
 
-  const mount = (element, functions, props, watch) => {
+  const mount = (element, functions) => {
     root = element.querySelector(".wb");
     server = functions;
     Object.assign(wb, { root, slot, setText, setAttr, show, make, number, duration, fileUrl, ask, choose, complain });
     bind();
     wb.pictures.bind();
     wb.form.bind();
-    watch("value", () => receive(props.value));
   };
 
-  return Object.assign(wb, { asks, mount });
+  return Object.assign(wb, { asks, mount, receive });
 })();

@@ -1,0 +1,37 @@
+"""The app in a process of its own, for benchmarks that need a page."""
+
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+CHROMIUM_FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
+
+
+@contextmanager
+def serving(runs: Path) -> Iterator[str]:
+    """Start the app on a free port and hand out its address once it is ready; stop it afterwards.
+
+    Raises: RuntimeError: with what the app said, if it does not start.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, str(ROOT / "app.py"), "--port", str(port), "--runs", str(runs)]
+    app = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert app.stdout is not None
+    try:
+        said = app.stdout.readline()
+        if "ready" not in said:
+            raise RuntimeError(f"the app did not start: {said.strip()}")
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        app.send_signal(signal.SIGINT)
+        try:
+            app.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            app.kill()
