@@ -22,8 +22,6 @@ TINY += ["record.checkpoint_every=5", "record.groups_shown=1", "compute.threads=
 SETTINGS = [word for change in TINY for word in ("--set", change)]
 ITERATIONS = 30
 
-pytestmark = pytest.mark.timeout(120)
-
 
 def bench_toy() -> dict[str, object]:
     return {"speed": 2.5, "parts": {"first": 1}}

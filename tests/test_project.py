@@ -114,7 +114,7 @@ def layer(module: str) -> int | None:
     return next((height for height, names in enumerate(LAYERS) if parts[1] in names), None)
 
 
-def run_python(*arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def run_python(*arguments: str, timeout: float = 290) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
 
 

@@ -80,7 +80,7 @@ class OptimizerConfig(Settings):
     beta2: float = Field(0.99, ge=0, lt=1, description="decay of the squared gradient's average")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
-    ema_decay: float = Field(0.95, ge=0, lt=1, description="decay of the averaged weights that evaluation uses; 0 evaluates the raw policy"
+    ema_decay: float = Field(0.95, ge=0, lt=1, description="decay of the averaged weights; 0 evaluates the raw policy"
     )
 
 
