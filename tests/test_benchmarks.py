@@ -12,8 +12,9 @@ from workbench.benchmarks.base import NOISE_SEED, bench_base, fresh_sample
 from workbench.benchmarks.detector import bench_detector, detected_objects, near_misses, scene_objects
 from workbench.benchmarks.overhead import bench_overhead
 from workbench.config import configure
-from workbench.tasks.shapes import SKILLS, ShapesTask, parse, render, sample_scenes
+from workbench.tasks.shapes import ShapesTask
 from workbench.tasks.shapes_detector import detect, score
+from workbench.tasks.shapes_scenes import SKILLS, parse, render, sample_scenes
 
 TINY = {
     "grpo.groups": 2,

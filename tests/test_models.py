@@ -12,8 +12,9 @@ from workbench.models.policy import Policy
 from workbench.models.shapes import ShapesAutoencoder, ShapesModel, ShapesTransformer, load_weights, save_weights
 from workbench.optim import AveragedWeights, load_optimizer_tensors, optimizer_tensors
 from workbench.samplers import SAMPLERS
-from workbench.tasks.shapes import ShapesTask, parse, render, sample_scenes
+from workbench.tasks.shapes import ShapesTask
 from workbench.tasks.shapes_detector import score
+from workbench.tasks.shapes_scenes import parse, render, sample_scenes
 
 CPU = torch.device("cpu")
 PROMPTS = list(ShapesTask().prompts("train")[:6])

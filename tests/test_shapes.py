@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from workbench.rewards import REWARDS
-from workbench.tasks.shapes import (
+from workbench.tasks.shapes import ShapesTask
+from workbench.tasks.shapes_detector import MAX_OBJECTS, detect, palette_distance, score
+from workbench.tasks.shapes_scenes import (
     CELL,
     COLOURS,
     GRID,
@@ -19,14 +21,12 @@ from workbench.tasks.shapes import (
     SIZES,
     SKILLS,
     SLOT_SIZES,
-    ShapesTask,
     parse,
     patches,
     placements,
     render,
     sample_scenes,
 )
-from workbench.tasks.shapes_detector import MAX_OBJECTS, detect, palette_distance, score
 
 TASK = ShapesTask()
 PROMPTS = {split: tuple(TASK.prompts(split)) for split in ("train", "held_out")}

@@ -32,7 +32,8 @@ from workbench.flow import seed_stream, seeded_noise, time_grid
 from workbench.models.shapes import CHANNELS, ShapesAutoencoder, ShapesGenerator, ShapesTransformer
 from workbench.optim import AveragedWeights, load_optimizer_tensors, optimizer_tensors, set_learning_rate
 from workbench.rewards import REWARDS
-from workbench.tasks.shapes import GRID, ShapesTask, parse, patches, render, sample_scenes
+from workbench.tasks.shapes import ShapesTask
+from workbench.tasks.shapes_scenes import GRID, parse, patches, render, sample_scenes
 
 
 class PretrainConfig(Settings):

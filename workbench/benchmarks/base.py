@@ -15,7 +15,7 @@ from workbench.events import Measure
 from workbench.models.policy import Policy
 from workbench.models.shapes import WEIGHTS, ShapesAutoencoder, ShapesTransformer, load_weights
 from workbench.rewards import REWARDS
-from workbench.tasks.shapes import parse, render, sample_scenes
+from workbench.tasks.shapes_scenes import parse, render, sample_scenes
 
 NOISE_SEED = 1_000_000
 """First seed of the images that benchmarks look at: far from those of any run's own evaluation."""

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workbench.evaluate import interval
-from workbench.tasks.shapes import (
+from workbench.tasks.shapes import ShapesTask
+from workbench.tasks.shapes_detector import Detections, detect, score
+from workbench.tasks.shapes_scenes import (
     CELL,
     COLOURS,
     GRID,
@@ -19,13 +21,11 @@ from workbench.tasks.shapes import (
     RELATIONS,
     SHAPES,
     SKILLS,
-    ShapesTask,
     parse,
     placements,
     render,
     sample_scenes,
 )
-from workbench.tasks.shapes_detector import Detections, detect, score
 
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workbench.contracts import FlowMapKind, Model
-from workbench.tasks.shapes import CELL, GRID, SLOT_SIZES, parse
+from workbench.tasks.shapes_scenes import CELL, GRID, SLOT_SIZES, parse
 
 WEIGHTS = Path(__file__).parent / "weights" / "shapes.safetensors"
 CHANNELS = 6  # latent numbers per cell

@@ -10,7 +10,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from workbench.tasks.shapes import CELL, COLOURS, GRID, PALETTE, SHAPES, SIDE, SIZES, parse, templates
+from workbench.tasks.shapes_scenes import CELL, COLOURS, GRID, PALETTE, SHAPES, SIDE, SIZES, parse, templates
 
 MIN_AREA = 6  # pixels; smaller marks are no objects, but fidelity sees them
 MIN_OVERLAP = 0.75  # intersection over union with the best template
