@@ -48,7 +48,7 @@ LAYERS = (
     {"contracts", "grpo", "events", "optim"},
     {"samplers", "rewards", "models", "tasks", "lab", "energy"},
     {"config"},
-    {"rollout", "evaluate"},
+    {"rollout", "evaluate", "scoring"},
     {"learner", "update", "preflight", "train", "pretrain"},
     {
         "store",
@@ -80,6 +80,7 @@ QUIET = {
     "tasks",
     "rollout",
     "evaluate",
+    "scoring",
     "learner",
     "update",
     "train",

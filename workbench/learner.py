@@ -5,7 +5,6 @@ from collections.abc import Generator as Stream
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from workbench.config import RunConfig
-from workbench.contracts import FlowMapKind, RewardFailed, RewardFunction
+from workbench.contracts import FlowMapKind
 from workbench.evaluate import breakdown, held_out, measure, stream_images, thumbnails, to_uint8
 from workbench.events import CheckpointReady, Evaluated, Event, Measure, Preview, Progress, Sampled
 from workbench.flow import seed_stream, seeded_uniform, time_grid
@@ -21,6 +20,7 @@ from workbench.grpo import step_weights
 from workbench.models.policy import Policy
 from workbench.optim import AveragedWeights, load_optimizer_tensors, optimizer_tensors, set_learning_rate
 from workbench.rollout import Plan
+from workbench.scoring import Rewards
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -63,11 +63,7 @@ class Learner:
             )
         )
         self.average = AveragedWeights(self.policy.parameters, optimizer.ema_decay)
-        self.rewards = {
-            weighted.reward.name: partial(_checked, weighted.reward.name, weighted.reward.load(self.device))
-            for weighted in config.rewards
-        }
-        self.weights = {weighted.reward.name: weighted.weight for weighted in config.rewards}
+        self.rewards = Rewards(config.rewards, self.device)
         self.times = time_grid(config.rollout.steps, config.rollout.shift)
         self.step_weights = self._step_weights()
         self.spreads = [1.0] * (config.rollout.steps - 1)  # running reward spread inside groups, by branching step
@@ -118,17 +114,6 @@ class Learner:
                 images.append(self.policy.generator.decode(latents[start : start + size]))
             yield Progress("decode", start, len(latents))
         return torch.cat(images)
-
-    def score(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Every reward by name, [N], float32.
-
-        Raises: RewardFailed: naming the reward, the prompt and what came back.
-        """
-        return {name: reward(images, prompts) for name, reward in self.rewards.items()}
-
-    def total(self, parts: dict[str, Tensor]) -> Tensor:
-        """The weighted sum that is trained on, [N]."""
-        return torch.stack([self.weights[name] * value for name, value in parts.items()]).sum(0)
 
     def gather(self, values: Tensor) -> Tensor:
         """The values of all processes, in the order of the whole batch."""
@@ -189,11 +174,11 @@ class Learner:
                 pictures = yield from self._pictures(sample.prompts, sample.seeds, count)
             self._expect_finite(pictures)
             base = yield from self._base_pictures(count)
-            measures[count] = measure(pictures, sample, self.config.task, self.rewards, base[: len(pictures)])
+            measures[count] = measure(pictures, sample, self.config.task, self.rewards.functions, base[: len(pictures)])
             if count == self.config.rollout.steps or not len(preview):
                 preview = to_uint8(pictures[shown])
-                main = max(self.weights, key=lambda name: ("exact" in name, self.weights[name]))
-                skills = breakdown(self.rewards[main](pictures, sample.prompts), sample, self.config.task)
+                success = self.rewards.functions[self.rewards.main](pictures, sample.prompts)
+                skills = breakdown(success, sample, self.config.task)
         prompts, seeds = zip(*((sample.prompts[i], sample.seeds[i]) for i in shown), strict=True)
         yield Evaluated(self.iteration, measures, len(sample.prompts), prompts, seeds, Preview(preview), skills)
         self._judge(measures.get(self.config.rollout.steps) or measures[steps[-1]])
@@ -247,9 +232,7 @@ class Learner:
         """
         if steps not in self._base_images:
             settings = self.config.evaluation
-            longest = held_out(
-                self.config.task, max(settings.images, settings.final_images), settings.group_size, settings.seed
-            )
+            longest = held_out(self.config.task, max(settings.images, settings.final_images), settings.group_size, settings.seed)
             with self.policy.reference():
                 pictures = yield from self._pictures(longest.prompts, longest.seeds, steps)
             self._base_images[steps] = thumbnails(pictures)
@@ -262,7 +245,7 @@ class Learner:
 
     def _judge(self, measures: dict[str, Measure]) -> None:
         """Remember the best iteration; stop a run whose held-out reward has collapsed."""
-        reward = sum(weight * measures[name].value for name, weight in self.weights.items())
+        reward = sum(weight * measures[name].value for name, weight in self.rewards.weights.items())
         if self.base_reward is None:
             self.base_reward = reward
         if reward > self.best_reward:
@@ -321,7 +304,6 @@ class Learner:
             self.best_iteration = checkpoint.state["best"]
 
 
-_MEND = "mend it, then resume the run"
 REMEDY = "resume from an earlier checkpoint with a smaller optimizer.learning_rate or a larger grpo.kl_weight"
 
 
@@ -340,32 +322,3 @@ class _Still:
 
 class Diverged(FloatingPointError):
     """The policy itself has gone wrong, so its present state is not worth keeping."""
-
-
-def _checked(name: str, reward: RewardFunction, images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """One reward's values [N], float32, after making sure that they are one finite number per image."""
-    try:
-        values = reward(images, prompts)
-    except Exception as error:
-        told = f"reward {name!r} raised {type(error).__name__}: {error}"
-        raise RewardFailed(f"{told}, {_culprit(reward, images, prompts)}; {_MEND}") from error
-    if not isinstance(values, Tensor) or values.shape != (len(prompts),):
-        got = f"shape {list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-        where = f"the samples from prompt {prompts[0]!r} on"
-        raise RewardFailed(f"reward {name!r} must give one number per image, [{len(prompts)}], got {got} for {where}; {_MEND}")
-    values = values.float()
-    wrong = (~torch.isfinite(values)).nonzero().flatten().tolist()
-    if wrong:
-        first = f"{values[wrong[0]].item()} for sample {wrong[0]}, prompt {prompts[wrong[0]]!r}"
-        raise RewardFailed(f"reward {name!r} gave {first} ({len(wrong)} of {len(prompts)} samples); {_MEND}")
-    return values
-
-
-def _culprit(reward: RewardFunction, images: Tensor, prompts: Sequence[str]) -> str:
-    """Which sample makes a reward raise, found by scoring one at a time."""
-    for index, prompt in enumerate(prompts):
-        try:
-            reward(images[index : index + 1], [prompt])
-        except Exception:  # it is reported by the caller, which saw it first
-            return f"for sample {index}, prompt {prompt!r}"
-    return f"for a batch of {len(prompts)} samples, though for none of them alone"

@@ -27,7 +27,7 @@ def preflight(learner: "Learner") -> Stream[Progress, None, tuple[Check, ...]]:
         learner.policy.generator, config.sampler, prompts, learner.plan(), key=(config.seed, "preflight"), first_prompt=first
     )
     images = yield from learner.decode(rollout.final)
-    rewards = learner.total(learner.score(images, rollout.prompts))
+    rewards = learner.rewards.total(learner.rewards.score(images, rollout.prompts))
     seeds = list(range(config.evaluation.seed, config.evaluation.seed + len(rollout.prompts)))
     plain = yield from stream_images(
         learner.policy.generator,
@@ -37,7 +37,7 @@ def preflight(learner: "Learner") -> Stream[Progress, None, tuple[Check, ...]]:
         shift=config.rollout.shift,
         batch=config.compute.sample_batch,
     )
-    deterministic = learner.total(learner.score(plain.to(learner.device), rollout.prompts))
+    deterministic = learner.rewards.total(learner.rewards.score(plain.to(learner.device), rollout.prompts))
     ratios = list(_ratios(learner, rollout))
     return (
         ratio_check(torch.cat(ratios)),

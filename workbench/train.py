@@ -108,8 +108,8 @@ def _iterate(learner: Learner) -> Iterator[Event]:
     )
     images = yield from learner.decode(rollout.final)
     sampled = time.perf_counter()
-    parts = learner.score(images, rollout.prompts)  # each [N]
-    rewards = learner.gather(learner.total(parts))  # over all processes
+    parts = learner.rewards.score(images, rollout.prompts)  # each [N]
+    rewards = learner.gather(learner.rewards.total(parts))  # over all processes
     advantages = group_advantages(
         rewards, grpo.group_size, std=grpo.advantage_std, std_floor=grpo.std_floor, clip=grpo.advantage_clip
     )
@@ -154,7 +154,7 @@ def _groups(learner: Learner, rollout: Rollout, images: Tensor, parts: dict[str,
         prompts=rollout.prompts[::size],
         group_size=size,
         seeds=rollout.seeds,
-        rewards=tuple(learner.total(parts).tolist()),
+        rewards=tuple(learner.rewards.total(parts).tolist()),
         parts={name: tuple(values.tolist()) for name, values in parts.items()},
         advantages=tuple(learner.own(advantages).tolist()),
         steps=tuple(transition.step for transition in rollout.transitions),
