@@ -83,7 +83,7 @@ def test_measures_average_a_group_first_because_prompts_are_the_independent_draw
     assert found["grey"].value == pytest.approx(0.4)
     assert found["grey"].low == pytest.approx(expected.low)
     assert found["distance_to_base"].value == pytest.approx(0.1)
-    assert found["diversity"].value == pytest.approx(0.2)
+    assert found["diversity"].value == pytest.approx(0.2, rel=1e-4)  # float32 sums over 4,800 numbers
     assert found["saturation"].value == 0
     assert set(found) == {"grey", "distance_to_base", "diversity", "saturation"}
 

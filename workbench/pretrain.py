@@ -50,6 +50,7 @@ class PretrainConfig(Settings):
     map_method: Literal["meanflow", "paths"] = Field(
         "meanflow", description="meanflow: the MeanFlow identity by JVP; paths: regression on stored ODE paths"
     )
+    paths: int = Field(2560, ge=1, description="ODE paths stored by the method `paths`")
     wrong_captions: float = Field(
         0.7, ge=0, le=1, description="share of images whose caption is another image's, in the last stage"
     )
@@ -309,10 +310,10 @@ class Pretraining:
         return (error / (error.detach() + 0.01).sqrt()).mean()
 
     @torch.no_grad()
-    def _integrate_paths(self, count: int = 2560, steps: int = 24) -> tuple[Tensor, Tensor]:
-        """ODE paths of the teacher: points [steps + 1, count, ...] and the slots [count, 6] that they were drawn for."""
+    def _integrate_paths(self, steps: int = 24) -> tuple[Tensor, Tensor]:
+        """ODE paths of the teacher: points [steps + 1, paths, ...] and the slots [paths, 6] that they were drawn for."""
         assert self.teacher is not None
-        times = time_grid(steps, self.config.shift)
+        count, times = self.config.paths, time_grid(steps, self.config.shift)
         slots = self.generator.embed([self.prompts[i % len(self.prompts)] for i in range(count)])
         x = seeded_noise([seed_stream(self.config.seed, "paths", i) for i in range(count)], (CHANNELS, GRID, GRID))
         points = [x]
