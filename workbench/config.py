@@ -211,14 +211,13 @@ PRESETS: dict[str, RunConfig] = {
     "shapes_lora": RunConfig(
         title="Align shapes with LoRA",
         adapter=AdapterConfig(kind="lora"),
-        optimizer=OptimizerConfig(learning_rate=1e-3),
+        optimizer=OptimizerConfig(learning_rate=5e-4),
     ),
     "shapes_hacked": RunConfig(
         title="Reward hacking on purpose: no KL, no fidelity",
         rewards=_rewards(shapes_dense=0.5, shapes_exact=0.5, shapes_fidelity=0.0),
         grpo=GRPOConfig(kl_weight=0.0, std_floor=0.05),
         optimizer=OptimizerConfig(learning_rate=5e-4),
-        iterations=250,
     ),
 }
 """Ready-made runs by name; every one trains on a laptop's CPU."""
