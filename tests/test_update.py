@@ -24,6 +24,7 @@ SMALL = {
     "rollout.steps": 3,
     "compute.train_batch": 3,
     "grpo.kl_weight": 0.0,
+    "grpo.step_weights": "uniform",
     "optimizer.max_grad_norm": 1e6,
 }
 
