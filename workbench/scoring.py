@@ -49,7 +49,7 @@ def _checked(name: str, reward: RewardFunction, images: Tensor, prompts: Sequenc
         got = f"shape {list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         where = f"the samples from prompt {prompts[0]!r} on"
         raise RewardFailed(f"reward {name!r} must give one number per image, [{len(prompts)}], got {got} for {where}; {_MEND}")
-    values = values.float()
+    values = values.detach().float().cpu()  # rewards may work on different devices; their sum does not
     wrong = (~torch.isfinite(values)).nonzero().flatten().tolist()
     if wrong:
         first = f"{values[wrong[0]].item()} for sample {wrong[0]}, prompt {prompts[wrong[0]]!r}"
