@@ -45,14 +45,14 @@ class PretrainConfig(Settings):
     autoencoder_steps: int = Field(3000, ge=1, description="steps of the autoencoder")
     flow_steps: int = Field(5000, ge=1, description="steps of flow matching, on right captions")
     map_steps: int = Field(
-        2000, ge=1, description="steps that turn the velocity into a two-time map, on the captions of `wrong_captions`"
+        1500, ge=1, description="steps that turn the velocity into a two-time map, on the captions of `wrong_captions`"
     )
     map_method: Literal["meanflow", "paths"] = Field(
         "meanflow", description="meanflow: the MeanFlow identity by JVP; paths: regression on stored ODE paths"
     )
     paths: int = Field(2560, ge=1, description="ODE paths stored by the method `paths`")
     wrong_captions: float = Field(
-        0.7, ge=0, le=1, description="share of images whose caption is another image's, in the last stage"
+        0.5, ge=0, le=1, description="share of images whose caption is another image's, in the last stage"
     )
     flow_learning_rate: float = Field(
         2.5e-3, gt=0, description="Muon's learning rate; AdamW's is the same on the other parameters"
