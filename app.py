@@ -43,7 +43,7 @@ def serve(host: str, port: int, runs: Path, url: str | None, auth: tuple[str, st
     import gradio as gr
 
     from workbench.jobs import Worker
-    from workbench.panels import PANELS, live
+    from workbench.panels import PANELS
     from workbench.panels.train import ASSETS
     from workbench.store import Store, StoreError
     from workbench.studio import Studio
@@ -66,7 +66,6 @@ def serve(host: str, port: int, runs: Path, url: str | None, auth: tuple[str, st
         quiet=True,
         prevent_thread_lock=True,
     )
-    live.warm_up()
     page.allowed_paths = studio.image_folders  # grows as runs are looked at; nothing else of a run is ever served
     print(f"Flow-Map Workbench is ready: {page.local_url}", flush=True)
     try:

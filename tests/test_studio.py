@@ -144,10 +144,10 @@ def test_an_unknown_run_is_an_answer_and_not_a_crash(studio: Studio) -> None:
 
 def test_a_page_that_has_seen_everything_is_sent_nothing(studio: Studio) -> None:
     run = recorded(studio)
-    news = live.update(studio, {"run": run})
+    news = live.update(studio, {"run": run, "charts": ["reward"]})
     assert news is not None
-    assert {"status", "groups", "pairs", "charts", "checks", "verdicts"} <= set(news["parts"])
-    assert live.update(studio, {"run": run, "seen": news["versions"]}) is None
+    assert {"status", "groups", "pairs", "chart:reward", "checks", "verdicts"} <= set(news["parts"])
+    assert live.update(studio, {"run": run, "seen": news["versions"], "charts": ["reward"]}) is None
 
 
 def test_one_more_iteration_sends_little(studio: Studio) -> None:
@@ -155,7 +155,7 @@ def test_one_more_iteration_sends_little(studio: Studio) -> None:
     seen = live.update(studio, {"run": run})
     assert seen is not None
     studio.store.record(run, IterationDone(10, {"reward": 0.5, "kl": 0.1}, 0.1))
-    news = live.update(studio, {"run": run, "seen": seen["versions"]})
+    news = live.update(studio, {"run": run, "seen": seen["versions"], "charts": ["reward", "kl"]})
     assert news is not None
     assert "pairs" not in news["parts"]
     assert len(json.dumps(news)) < 50_000

@@ -3,9 +3,9 @@
 import json
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from workbench.figures import FIGURES
@@ -18,32 +18,34 @@ from workbench.studio import Studio, View
 LISTED = 200
 """Most runs in the picker."""
 
+Parts = dict[str, tuple[str, Callable[[], Any]]]
+"""Each part of a page by name: its version, and what makes it when the page has another."""
+
 
 def update(studio: Studio, asked: Mapping[str, Any]) -> dict[str, Any] | None:
     """The parts that changed since the page last heard; None where nothing did.
 
     Args:
-        asked: `run` (id or ""), `seen` (version of each part the page holds), `without` (parts it does not want now), and `at`
+        asked: `run` (id or ""), `seen` (version of each part the page holds), `charts` (names of those it wants now), and `at`
             (row of the rollouts it shows; 0 follows the run).
     """
-    seen, without = asked.get("seen", {}), asked.get("without", ())
+    seen = asked.get("seen", {})
     runs = studio.runs()
-    parts: dict[str, tuple[Any, Callable[[], Any]]] = {"runs": _listed(runs)}
+    parts: Parts = {"runs": _listed(runs)}
     try:
         found = studio.pick(asked.get("run", ""))
     except ValueError as error:
         parts["problem"] = _value(str(error))
-        return _news(parts, seen, without)
+        return _news(parts, seen)
     if found is not None:
-        parts |= _parts(studio, studio.view(found), int(asked.get("at", 0)))
-    news = _news(parts, seen, without)
+        view = studio.view(found)
+        parts |= _parts(studio, view, int(asked.get("at", 0))) | _charts(view, asked.get("charts", ()))
+    news = _news(parts, seen)
     return news and {**news, "id": found.id if found else ""}
 
 
-def _news(parts: Mapping[str, tuple[Any, Callable[[], Any]]], seen: Mapping[str, Any], without: Any) -> dict[str, Any] | None:
-    changed = {
-        name: (version, make) for name, (version, make) in parts.items() if seen.get(name) != version and name not in without
-    }
+def _news(parts: Parts, seen: Mapping[str, Any]) -> dict[str, Any] | None:
+    changed = {name: (version, make) for name, (version, make) in parts.items() if seen.get(name) != version}
     if not changed:
         return None
     return {
@@ -52,27 +54,35 @@ def _news(parts: Mapping[str, tuple[Any, Callable[[], Any]]], seen: Mapping[str,
     }
 
 
-def _parts(studio: Studio, view: View, at: int) -> dict[str, tuple[Any, Callable[[], Any]]]:
-    """Each part of the page: what tells its version, and how to make it."""
+def _parts(studio: Studio, view: View, at: int) -> Parts:
+    """Each part of the page but its charts."""
     run, history = view.run, view.history
-    stamp = f"{run.id}:{history.started.id if history.started else 0}"
-    config = json.dumps(run.config)
     judged = [asdict(verdict) for verdict in verdicts(history, run.config, run.status, run.error)]
     shown = at or (history.groups.id if history.groups else 0)
-
-    def part(name: str, make: Callable[[], Any]) -> tuple[str, Callable[[], Any]]:
-        return f"{stamp}:{history.changed.get(name, 0)}", make
-
     return {
         "status": _value(_status(view)),
         "verdicts": _value(judged),
-        "checks": part("checks", lambda: history.checks.data["checks"] if history.checks else []),
-        "groups": (f"{stamp}:{shown}:{len(history.group_rows)}", lambda: _groups(studio, view, at)),
-        "pairs": part("pairs", lambda: _pairs(studio, run, history)),
-        "sampled": part("sampled", lambda: _sheet(studio, run, history.sampled)),
-        "charts": part("charts", lambda: _charts(history, run.kind, config)),
+        "checks": (_stamp(view, "checks"), lambda: history.checks.data["checks"] if history.checks else []),
+        "groups": (f"{_stamp(view, 'groups')}:{shown}", lambda: _groups(studio, view, at)),
+        "pairs": (_stamp(view, "pairs"), lambda: _pairs(studio, run, history)),
+        "sampled": (_stamp(view, "sampled"), lambda: _sheet(studio, run, history.sampled)),
         "config": (run.id, lambda: run.config),
     }
+
+
+def _charts(view: View, wanted: Sequence[str]) -> Parts:
+    """The charts that a page has in view."""
+    config, stamp = json.dumps(view.run.config), _stamp(view, "charts")
+    known = FIGURES.get(view.run.kind, {})
+    return {
+        f"chart:{name}": (stamp, partial(_drawn, view.history, view.run.kind, name, config)) for name in wanted if name in known
+    }
+
+
+def _stamp(view: View, part: str) -> str:
+    """The version of a part: the last row that touched it, of this run since it was last started."""
+    history = view.history
+    return f"{view.run.id}:{history.started.id if history.started else 0}:{history.changed.get(part, 0)}"
 
 
 def _value(value: Any) -> tuple[str, Callable[[], Any]]:
@@ -198,17 +208,10 @@ def _sprite(studio: Studio, run: Run, preview: Mapping[str, Any]) -> dict[str, A
     return {"path": path.as_posix(), "tile": preview["tile"], "columns": preview["columns"], "count": preview["count"]}
 
 
-def warm_up() -> None:
-    """Draw once without data, so that the first visitor does not wait for the charts' library to load."""
-    for kind in FIGURES:
-        _charts(History(), kind, "{}")
-
-
-@lru_cache(maxsize=8)
-def _charts(history: History, kind: str, config: str) -> dict[str, Any]:
-    """Every figure of a run, drawn once for all viewers."""
-    drawn = json.loads(config)
-    return {name: make(history, drawn).to_dict() for name, make in FIGURES.get(kind, {}).items()}
+@lru_cache(maxsize=64)
+def _drawn(history: History, kind: str, name: str, config: str) -> dict[str, Any]:
+    """One figure, drawn once for all viewers."""
+    return FIGURES[kind][name](history, json.loads(config)).to_dict()
 
 
 def _round(value: float) -> float:

@@ -10,6 +10,7 @@ import gradio as gr
 
 from workbench.config import PRESETS, RunConfig, parse_config
 from workbench.figures import FIGURES
+from workbench.history import History
 from workbench.panels import form, live
 from workbench.studio import Studio
 
@@ -73,17 +74,28 @@ def build(studio: Studio) -> None:
 
 
 def _page() -> str:
-    """The static layout, with a card for every small chart and a choice for every preset."""
-    own = ("reward", "advantages", "steps", "skills")  # placed by hand
-    names = [name for name in FIGURES["train"] if name not in own]
-    gauges = "".join(f'<article class="wb-card wb-gauge" data-chart="{name}"></article>' for name in names)
+    """The static layout, with every chart's heading and sentence in place before there is anything to draw."""
     presets = "".join(f'<option value="{name}">{name}: {escape(config.title)}</option>' for name, config in PRESETS.items())
     text = (ASSETS / "train.html").read_text()
-    text = (
-        text.replace("<!-- gauges -->", gauges)
-        .replace("<!-- presets -->", presets)
-        .replace("<!-- form -->", form.render(PRESETS["shapes"]))
-    )
+    placed = [name for name in FIGURES["train"] if f"<!-- chart {name} -->" in text]
+    gauges = [
+        f'<article class="wb-card wb-gauge" data-chart="{name}">{_chart(name)}</article>'
+        for name in FIGURES["train"]
+        if name not in placed
+    ]
+    for name in placed:
+        text = text.replace(f"<!-- chart {name} -->", _chart(name))
+    text = text.replace("<!-- gauges -->", "".join(gauges)).replace("<!-- presets -->", presets)
+    text = text.replace("<!-- form -->", form.render(PRESETS["shapes"]))
     for mark in "`\\$":  # Gradio reads the layout as a JavaScript template
         text = text.replace(mark, f"&#{ord(mark)};")
     return text
+
+
+def _chart(name: str) -> str:
+    """A chart before its first data; drawing it without any also loads the charts' library before the first visitor comes."""
+    layout = FIGURES["train"][name](History(), {}).layout
+    head = f'<div class="wb-head"><h2>{escape(layout.title.text)}</h2><div class="wb-chips"></div></div>'
+    waiting = '<p class="wb-wait">Drawn as soon as there is something to draw.</p>'
+    plot = f'<div class="plot" role="group" style="height: {layout.height}px">{waiting}</div>'
+    return f'{head}{plot}<p class="wb-hint">{escape(layout.meta["healthy"])}</p>'

@@ -2,7 +2,7 @@
 window.workbench.charts = (() => {
   const wb = window.workbench;
   const waiting = new Map(), drawn = new Map();
-  let plotly = null, observer = null;
+  let plotly = null;
 
   const load = () => plotly = plotly || new Promise((resolve, reject) => {
     const script = document.createElement("script");
@@ -53,24 +53,11 @@ window.workbench.charts = (() => {
     for (const trace of figure.data) trace.visible = !off(trace);
   };
 
-  const frame = (card, layout) => {
-    if (card.querySelector(".plot")) return card.querySelector(".plot");
-    const head = wb.make("div", "wb-head"), plot = wb.make("div", "plot");
-    head.append(wb.make("h2", "", layout.title.text), wb.make("div", "wb-chips"));
-    plot.style.height = `${layout.height}px`;
-    plot.setAttribute("role", "group");
-    plot.append(wb.make("p", "wb-wait", "Drawn as soon as there is something to draw."));
-    card.append(head, plot, wb.make("p", "wb-hint", layout.meta.healthy));
-    return plot;
-  };
-
   const redraw = async (card) => {
     const figure = waiting.get(card);
-    if (!figure) return;
+    if (!figure || !figure.data.length) return;
     waiting.delete(card);
-    if (!figure.data.length) return;
-    const Plotly = await load();
-    const plot = frame(card, figure.layout);
+    const Plotly = await load(), plot = card.querySelector(".plot");
     plot.setAttribute("aria-label", `Chart: ${figure.layout.title.text}`);
     legend(card, figure);
     plot.querySelector(".wb-wait")?.remove();
@@ -79,39 +66,46 @@ window.workbench.charts = (() => {
   };
 
   const watchTheme = () => new MutationObserver(() => {
-    for (const [card, figure] of drawn) waiting.has(card) || waiting.set(card, figure);
-    for (const card of drawn.keys()) if (card.dataset.visible) redraw(card);
-  }).observe(document.body, { attributes: true, attributeFilter: ["class"] });
-
-  const draw = (charts) => {
-    if (!observer) {
-      observer = new IntersectionObserver((entries) => {
-        for (const entry of entries) {
-          entry.target.dataset.visible = entry.isIntersecting ? "yes" : "";
-          if (entry.isIntersecting) redraw(entry.target);
-        }
-      }, { rootMargin: "900px" });
-      wb.root.querySelectorAll("[data-chart]").forEach((card) => observer.observe(card));
-      watchTheme();
-    }
-    for (const [name, figure] of Object.entries(charts)) {
-      const card = wb.root.querySelector(`[data-chart="${name}"]`);
-      if (!card) continue;
-      figure.layout.uirevision = wb.run; // zoom belongs to the run
-      frame(card, figure.layout);
-      wb.setText(card.querySelector("h2"), figure.layout.title.text);
-      wb.setText(card.querySelector(".wb-hint"), figure.layout.meta.healthy);
-      waiting.set(card, figure);
+    for (const [card, figure] of drawn) {
+      if (!waiting.has(card)) waiting.set(card, figure);
       if (card.dataset.visible) redraw(card);
     }
+  }).observe(document.body, { attributes: true, attributeFilter: ["class"] });
+
+  const cards = () => [...wb.root.querySelectorAll("[data-chart]")];
+  const inView = () => cards().filter((card) => card.dataset.visible).map((card) => card.dataset.chart);
+
+  const draw = (name, figure) => {
+    const card = wb.root.querySelector(`[data-chart="${name}"]`);
+    if (!card) return;
+    figure.layout.uirevision = wb.run; // zoom belongs to the run
+    wb.setText(card.querySelector("h2"), figure.layout.title.text);
+    wb.setText(card.querySelector(".wb-hint"), figure.layout.meta.healthy);
+    waiting.set(card, figure);
+    redraw(card);
   };
 
   const clear = () => {
     waiting.clear();
-    for (const card of drawn.keys()) window.Plotly.purge(card.querySelector(".plot"));
-    for (const card of wb.root.querySelectorAll("[data-chart]")) card.replaceChildren();
+    for (const card of drawn.keys()) {
+      window.Plotly.purge(card.querySelector(".plot"));
+      card.querySelector(".plot").append(wb.make("p", "wb-wait", "Drawn as soon as there is something to draw."));
+      card.querySelector(".wb-chips").replaceChildren();
+      delete card.querySelector(".wb-chips").dataset.key;
+    }
     drawn.clear();
   };
 
-  return { draw, clear };
+  const bind = () => {
+    const observer = new IntersectionObserver((entries) => {
+      for (const entry of entries) {
+        entry.target.dataset.visible = entry.isIntersecting ? "yes" : "";
+        if (entry.isIntersecting) redraw(entry.target);
+      }
+    }, { rootMargin: "300px" });
+    cards().forEach((card) => observer.observe(card));
+    watchTheme();
+  };
+
+  return { bind, draw, clear, inView };
 })();

@@ -19,11 +19,11 @@ window.workbench = (() => {
     : s < 3600 ? `${Math.floor(s / 60)} min ${String(Math.round(s % 60)).padStart(2, "0")} s` : `${Math.floor(s / 3600)} h ${Math.round(s % 3600 / 60)} min`;
   const fileUrl = (path) => `${(window.gradio_config && window.gradio_config.root) || ""}/gradio_api/file=${encodeURI(path)}`;
 
-  // What the timer sends along. Charts are the costly part, so they are asked for at most every two seconds, and nothing while hidden.
+  // What the timer sends along: nothing while hidden. Charts are the costly part, so only those in view are asked for, every two seconds.
   const asks = () => {
     if (!root || document.hidden) return "";
-    const without = performance.now() - lastCharts < 2000 ? ["charts"] : [];
-    return JSON.stringify({ run: wb.run, seen: wb.seen, without, at: wb.at });
+    const charts = performance.now() - lastCharts < 2000 ? [] : wb.charts.inView();
+    return JSON.stringify({ run: wb.run, seen: wb.seen, charts, at: wb.at });
   };
 
   const receive = (news) => {
@@ -33,9 +33,10 @@ window.workbench = (() => {
     for (const [name, part] of Object.entries(news.parts)) {
       wb.seen[name] = news.versions[name];
       wb.parts[name] = part;
-      if (name === "charts") lastCharts = performance.now();
+      const [kind, chart] = name.split(":");
+      if (chart) lastCharts = performance.now();
       try {
-        renderers[name](part);
+        chart ? wb.charts.draw(chart, part) : renderers[kind](part);
       } catch (error) {
         reportError(error); // one part that cannot be drawn leaves the others standing
       }
@@ -139,7 +140,6 @@ window.workbench = (() => {
         return card;
       }));
     },
-    charts: (charts) => wb.charts.draw(charts),
     groups: (groups) => wb.pictures.groups(groups),
     pairs: (pairs) => wb.pictures.pairs(pairs),
     sampled: (sheet) => wb.pictures.sheet(sheet),
@@ -183,6 +183,7 @@ window.workbench = (() => {
     server = functions;
     Object.assign(wb, { root, slot, setText, setAttr, show, make, number, duration, fileUrl, ask, choose, complain });
     bind();
+    wb.charts.bind();
     wb.pictures.bind();
     wb.form.bind();
   };
