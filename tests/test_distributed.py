@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from workbench.config import RunConfig, configure
-from workbench.events import CheckpointReady, GroupsScored, IterationDone
+from workbench.events import CheckpointReady, Controls, GroupsScored, IterationDone
 from workbench.train import train
 
 # What each rank runs: it refuses a run meant for one process, then trains and leaves what it saw.
@@ -19,7 +19,7 @@ RANK = """
 import json, os, sys
 from safetensors.torch import save_file
 from workbench.config import parse_config
-from workbench.events import CheckpointReady, GroupsScored, IterationDone
+from workbench.events import CheckpointReady, Controls, GroupsScored, IterationDone
 from workbench.train import train
 
 values, folder, rank = json.loads(sys.argv[1]), sys.argv[2], os.environ["RANK"]
@@ -29,7 +29,9 @@ try:
 except ValueError as error:
     refused = str(error)
 groups, metrics = [], []
-for event in train(parse_config(values)):
+controls = Controls()
+for event in train(parse_config(values), controls=controls):
+    controls.stop = rank == "0" and len(metrics) >= 1  # only the first rank is asked
     if isinstance(event, GroupsScored):
         groups.append([event.seeds, event.rewards, event.advantages, event.prompts])
     if isinstance(event, IterationDone):
@@ -46,7 +48,7 @@ def small(processes: int) -> RunConfig:
     return configure(
         "shapes",
         {
-            "iterations": 2,
+            "iterations": 3,  # of which the run is stopped after two
             "grpo.groups": 4,
             "grpo.group_size": 4,
             "grpo.advantage_std": "global",
@@ -82,7 +84,9 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
 @pytest.fixture(scope="module")
 def alone() -> tuple[list[GroupsScored], list[dict[str, float]], CheckpointReady]:
     groups, metrics, last = [], [], None
-    for event in train(small(1)):
+    controls = Controls()
+    for event in train(small(1), controls=controls):
+        controls.stop = len(metrics) >= 1
         if isinstance(event, GroupsScored):
             groups.append(event)
         if isinstance(event, IterationDone):
@@ -139,6 +143,10 @@ def test_both_ranks_end_with_the_same_weights_and_figures(ranks, alone) -> None:
             ):
                 assert found[name] == pytest.approx(metrics[name], rel=1e-2, abs=1e-5), name
             assert found["ratio_deviation"] == 0
+
+
+def test_a_stop_asked_of_one_rank_stops_both_after_the_same_iteration(ranks, alone) -> None:
+    assert [len(report["metrics"]) for report in ranks[1]] == [len(alone[1])] * 2 == [2, 2]
 
 
 def test_a_run_for_one_process_refuses_to_start_as_two(ranks) -> None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Generator as Stream
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from workbench.config import RunConfig
 from workbench.contracts import FlowMapKind
 from workbench.evaluate import breakdown, held_out, measure, stream_images, thumbnails, to_uint8
-from workbench.events import CheckpointReady, Evaluated, Event, Measure, Preview, Progress, Sampled
+from workbench.events import CheckpointReady, Controls, Evaluated, Event, Measure, Preview, Progress, Sampled
 from workbench.flow import seed_stream, seeded_uniform, time_grid
 from workbench.grpo import step_weights
 from workbench.models.policy import Policy
@@ -118,6 +118,15 @@ class Learner:
     def gather(self, values: Tensor) -> Tensor:
         """The values of all processes, in the order of the whole batch."""
         return self.accelerator.gather(values.to(self.device)) if self.accelerator.num_processes > 1 else values
+
+    def agree(self, controls: Controls) -> Controls:
+        """What the first process was asked, the same on all of them: otherwise one would stop and leave the others waiting."""
+        wishes = [replace(controls)]
+        if self.accelerator.num_processes > 1:
+            from accelerate.utils import broadcast_object_list
+
+            broadcast_object_list(wishes, from_process=0)
+        return wishes[0]
 
     def own(self, values: Tensor) -> Tensor:
         """This process's share of gathered values."""

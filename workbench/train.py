@@ -60,15 +60,17 @@ def train(
             yield PreflightDone(learner.iteration, (yield from preflight(learner)))
             learner.checked = True
             yield learner.checkpoint()
-        while learner.iteration < config.iterations and not controls.stop:
+        wishes = learner.agree(controls)
+        while learner.iteration < config.iterations and not wishes.stop:
             yield from _iterate(learner)
             yield from _evaluate(learner)
-            if controls.sample:
+            wishes = learner.agree(controls)
+            if wishes.sample:
                 yield from learner.sample()
                 controls.sample = False  # only now: a pause waits until the wish is granted
             due = learner.iteration == config.iterations or learner.iteration % config.record.checkpoint_every == 0
             improved = learner.iteration == learner.best_iteration  # otherwise the best would not be kept
-            if due or improved or controls.save or controls.stop:
+            if due or improved or wishes.save or wishes.stop:
                 controls.save = False
                 yield learner.checkpoint()
     except Diverged:
