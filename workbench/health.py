@@ -26,10 +26,12 @@ class Verdict:
     remedy: str = ""
 
 
-def verdicts(history: History, config: Mapping[str, Any], status: str, error: str | None = None) -> list[Verdict]:
-    """What to say about a run, gravest first; never empty."""
+def verdicts(
+    history: History, config: Mapping[str, Any], status: str, error: str | None = None, *, resumable: bool = True
+) -> list[Verdict]:
+    """What to say about a run, gravest first; never empty. A run without a checkpoint is not `resumable`."""
     fallen = _fallen(history, config)
-    found = [*_ended_badly(status, error), *fallen, *_hacking(history, config), *_collapse(history, config)]
+    found = [*_ended_badly(status, error, resumable), *fallen, *_hacking(history, config), *_collapse(history, config)]
     if not fallen:
         found += _signal(history, config)
     order = {"red": 0, "amber": 1, "green": 2}
@@ -73,25 +75,26 @@ def statistics(history: History, config: Mapping[str, Any]) -> list[str]:
     return sorted(names - rewards - COMPARABLE)
 
 
-def _ended_badly(status: str, error: str | None) -> list[Verdict]:
+def _ended_badly(status: str, error: str | None, resumable: bool) -> list[Verdict]:
     if status == "paused" and error:
         remedy = (
             "The last good checkpoint is kept: press Resume to go on from it, or start a new run with a smaller learning rate."
         )
         return [Verdict("red", "Paused by itself", error, remedy)]
     if status == "crashed":
+        remedy = "Press Resume: it goes on from its last checkpoint, with the same numbers as if nothing had happened."
         sentence = "The process that drove this run is gone without finishing it."
+        return [Verdict("red", "Crashed", sentence, remedy if resumable else "It had no checkpoint yet: start it again.")]
+    if status == "failed":
+        remedy = "The full traceback is in error.txt in the run's folder. Mend the cause, then "
         return [
             Verdict(
                 "red",
-                "Crashed",
-                sentence,
-                "Press Resume: it goes on from its last checkpoint, with the same numbers as if nothing had happened.",
+                "Failed",
+                error or "The run ended with an error.",
+                remedy + ("press Resume." if resumable else "start it again."),
             )
         ]
-    if status == "failed":
-        remedy = "The full traceback is in error.txt in the run's folder. Mend the cause, then press Resume."
-        return [Verdict("red", "Failed", error or "The run ended with an error.", remedy)]
     return []
 
 

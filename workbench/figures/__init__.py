@@ -23,6 +23,6 @@ FIGURES: dict[str, dict[str, Callable[[History, Mapping[str, Any]], go.Figure]]]
         **GAUGES,
         "throughput": throughput,
     },
-    "pretrain": {"reward": loss_curve, "gradient_norm": GAUGES["gradient_norm"], "throughput": throughput},
+    "pretrain": {"reward": loss_curve, "gradient_norm": GAUGES["gradient_norm"]},
 }
 """What the page draws for each kind of run, by the place it takes there."""

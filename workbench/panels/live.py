@@ -57,7 +57,9 @@ def _news(parts: Parts, seen: Mapping[str, Any]) -> dict[str, Any] | None:
 def _parts(studio: Studio, view: View, at: int) -> Parts:
     """Each part of the page but its charts."""
     run, history = view.run, view.history
-    judged = [asdict(verdict) for verdict in verdicts(history, run.config, run.status, run.error)]
+    judged = [
+        asdict(verdict) for verdict in verdicts(history, run.config, run.status, run.error, resumable=bool(view.checkpoints))
+    ]
     shown = at or (history.groups.id if history.groups else 0)
     return {
         "status": _value(_status(view)),
@@ -117,6 +119,7 @@ def _status(view: View) -> dict[str, Any]:
         "left": seconds_left(history, run.iterations) if run.status == "running" else None,
         "seconds": round(history.times[-1][1] - run.created) if history.times else None,
         "may": view.may,
+        "charts": list(FIGURES.get(run.kind, {})),
     }
 
 

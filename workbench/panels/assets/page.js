@@ -116,9 +116,10 @@ window.workbench = (() => {
         button.disabled = !may;
         if (["pause", "resume"].includes(button.dataset.wish)) show(button, button.dataset.wish === "resume" ? status.may.includes("resume") : !status.may.includes("resume"));
       }
-      const pretrain = status.kind !== "train";
-      show(slot("grouped"), !pretrain);
-      for (const card of root.querySelectorAll("[data-chart]")) if (pretrain) show(card, ["reward", "gradient_norm", "throughput"].includes(card.dataset.chart)); else show(card, true);
+      show(slot("grouped"), status.kind === "train");
+      show(slot("pairs"), status.kind === "train" || Boolean(wb.parts.pairs));
+      setText(slot("sampled").querySelector("h2"), status.kind === "train" ? "Sampled on request" : "Samples");
+      for (const card of root.querySelectorAll("[data-chart]")) show(card, status.charts.includes(card.dataset.chart));
     },
     verdicts(verdicts) {
       const box = slot("verdicts");

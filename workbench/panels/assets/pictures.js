@@ -147,10 +147,11 @@ window.workbench.pictures = (() => {
   };
   const pairs = async (data) => {
     if (!data) return;
+    wb.show(wb.slot("pairs"), true);
     await Promise.all([ready(data.before.sheet), ready(data.now && data.now.sheet)]);
     wb.setText(wb.slot("pairs-note"), data.now ? `iteration ${data.before.iteration} | iteration ${data.now.iteration}, same prompts and seeds` : "iteration 0; the next evaluation fills the right side");
     const strip = wb.slot("strip"), count = data.before.sheet ? data.before.sheet.count : 0;
-    if (strip.children.length !== count || strip.dataset.of !== data.before.sheet.path) {
+    if (strip.dataset.of !== (data.before.sheet ? data.before.sheet.path : "")) {
       strip.replaceChildren(...Array.from({ length: count }, (_, index) => pairNode(data, index)));
       strip.dataset.of = data.before.sheet ? data.before.sheet.path : "";
     } else if (data.now && data.now.sheet) {
@@ -176,8 +177,9 @@ window.workbench.pictures = (() => {
   const clear = () => {
     loading++;
     selected = shown = null;
+    delete wb.slot("strip").dataset.of;
     wb.slot("rows").replaceChildren(wb.make("p", "wb-wait", "The first groups appear as soon as they are scored."));
-    wb.slot("strip").replaceChildren();
+    wb.slot("strip").replaceChildren(wb.make("p", "wb-wait", "The base's images appear after the first evaluation."));
     wb.slot("detail").replaceChildren(wb.make("p", "wb-wait", "Choose an image of a group to see how it came about."));
     wb.setText(wb.slot("groups-at"), "");
   };
