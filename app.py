@@ -1,6 +1,7 @@
 """The dashboard: builds the pages, reads host, port and password, serves. `python app.py --help` lists the options."""
 
 import os
+import signal
 import socket
 import sys
 from importlib.resources import files
@@ -67,6 +68,7 @@ def serve(host: str, port: int, runs: Path, url: str | None, auth: tuple[str, st
         prevent_thread_lock=True,
     )
     page.allowed_paths = studio.image_folders  # grows as runs are looked at; nothing else of a run is ever served
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite end, as by Ctrl-C
     print(f"Flow-Map Workbench is ready: {page.local_url}", flush=True)
     try:
         page.block_thread()
