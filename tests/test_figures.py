@@ -247,3 +247,11 @@ def test_groups_without_spread_are_counted_and_told() -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_run_of_any_preset_has_something_to_say_at_once(preset: str) -> None:
     assert verdict_titles(History(), PRESETS[preset].model_dump(mode="json")) == ["Starting"]
+
+
+def test_hacking_is_told_even_where_the_reward_fell_back_later() -> None:
+    rows = rows_of(list(toy_events(CONFIG, drift=4.0)))
+    updates = [row for row in rows if row.kind == "IterationDone"]
+    for place, row in enumerate(updates):
+        row.data["metrics"]["reward"] = 0.9 if len(updates) // 3 <= place < 2 * len(updates) // 3 else 0.5
+    assert "Reward hacking suspected" in verdict_titles(History().extended(rows))

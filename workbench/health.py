@@ -123,9 +123,9 @@ def _fallen(history: History, config: Mapping[str, Any]) -> list[Verdict]:
 
 
 def _hacking(history: History, config: Mapping[str, Any]) -> list[Verdict]:
-    """Statistics far from the base while the training reward rises."""
+    """Statistics far from the base after the training reward has risen, wherever it went later."""
     reward = history.metric("reward")
-    if len(history.evaluations) < 2 or len(reward) < 2 or not _rises([value for _, value in reward]):
+    if len(history.evaluations) < 2 or len(reward) < 2 or not _rose([value for _, value in reward]):
         return []
     found = []
     for name in statistics(history, config):
@@ -136,7 +136,7 @@ def _hacking(history: History, config: Mapping[str, Any]) -> list[Verdict]:
         if growth > HACKED:
             since = next(at for at, value, *_ in points if value > HACKED * points[0][1])
             sentence = (
-                f"Training reward rises, but {_words(name)} is {growth:.1f} times the base's (over {HACKED:g} times since "
+                f"The training reward rose, but {_words(name)} is {growth:.1f} times the base's (over {HACKED:g} times since "
                 f"iteration {since}): the policy is learning to please the reward rather than to follow the prompt."
             )
             remedy = (
@@ -167,11 +167,11 @@ def _collapse(history: History, config: Mapping[str, Any]) -> list[Verdict]:
     trained = history.metric("reward")
     if (
         len(held) > 2
-        and _rises([v for _, v in trained])
+        and _rose([v for _, v in trained])
         and held[-1][3] < max(v for _, v, *_ in held[:-1]) - 1e-9
         and held[-1][1] < held[0][1]
     ):
-        sentence = "Training reward rises while the held-out reward has fallen below the base's."
+        sentence = "The training reward rose while the held-out reward has fallen below the base's."
         found.append(
             Verdict(
                 "amber",
@@ -200,7 +200,7 @@ def _signal(history: History, config: Mapping[str, Any]) -> list[Verdict]:
             )
     held = held_out_reward(history, config)
     trained = history.metric("reward")
-    if len(held) > 1 and trained and trained[-1][0] >= 40 and held[-1][2] <= held[0][1] and not _rises([v for _, v in trained]):
+    if len(held) > 1 and trained and trained[-1][0] >= 40 and held[-1][2] <= held[0][1] and not _rose([v for _, v in trained]):
         sentence = f"After {trained[-1][0]} iterations the held-out reward is still within the base's error band."
         found.append(
             Verdict(
@@ -241,13 +241,14 @@ def _growth(history: History, config: Mapping[str, Any], name: str) -> float | N
     return points[-1][1] / points[0][1] if len(points) > 1 and points[0][1] > 0 else None
 
 
-def _rises(values: Sequence[float]) -> bool:
-    """The last tenth lies clearly above the first: by more than the noise between neighbours explains."""
+def _rose(values: Sequence[float]) -> bool:
+    """Some tenth lies clearly above the first: by more than the noise between neighbours explains."""
     part = max(1, len(values) // 10)
-    first, last = values[:part], values[-part:]
+    means = [sum(values[at : at + part]) / part for at in range(0, len(values) - part + 1, part)]
     jumps = sorted(abs(b - a) for a, b in pairwise(values))
     noise = jumps[len(jumps) // 2] if jumps else 0.0
-    return sum(last) / len(last) - sum(first) / len(first) > 0.5 * noise
+    return max(means) - means[0] > 0.5 * noise
+
 
 
 def _words(name: str) -> str:
