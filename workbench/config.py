@@ -40,7 +40,7 @@ class RolloutConfig(Settings):
         description="branch: one stochastic step, its children share one mean; all: every step but the last is stochastic",
     )
     completion: Literal["jump", "compose"] = Field(
-        "jump", description="how a branched child reaches the data: in one jump, or step by step"
+        "compose", description="how a branched child reaches the data: step by step, as deployed, or in one cheaper jump"
     )
     antithetic: bool = Field(
         True, description="draw branching noise in pairs (xi, -xi), which removes the even part of the variance"
@@ -195,6 +195,10 @@ def _rewards(**weights: float) -> tuple[WeightedReward, ...]:
 
 PRESETS: dict[str, RunConfig] = {
     "shapes": RunConfig(),
+    "shapes_jump": RunConfig(
+        title="Align shapes, children completed in one jump",
+        rollout=RolloutConfig(completion="jump"),
+    ),
     "shapes_all_steps": RunConfig(
         title="Align shapes, every step stochastic",
         rollout=RolloutConfig(mode="all"),

@@ -21,7 +21,7 @@ from workbench.history import History
 from workbench.jobs import Job
 from workbench.store import Store
 
-OTHERS = ("shapes_all_steps", "shapes_flow_sde", "shapes_hacked")
+OTHERS = ("shapes_jump", "shapes_all_steps", "shapes_flow_sde", "shapes_hacked")
 """Run once each, beside the preset that is promised."""
 
 CLOSE_SECONDS = 4.0  # before a budget ends, from when on every iteration is saved
