@@ -137,7 +137,7 @@ class ComputeConfig(Settings):
     sample_batch: int = Field(128, ge=1, description="images per forward pass of a rollout")
     train_batch: int = Field(64, ge=1, description="states per forward and backward pass of an update")
     processes: int = Field(1, ge=1, description="processes the run expects; refuses to start with another number")
-    threads: int = Field(0, ge=0, description="CPU threads of the process; 0 leaves the library's choice")
+    threads: int = Field(0, ge=0, description="CPU threads; 0 takes all cores, and in the app all but one")
 
 
 class RunConfig(Settings):

@@ -1,5 +1,6 @@
 """What the app can do, without Gradio: start, resume and control runs, and hand out what a page shows of them."""
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -136,6 +137,9 @@ def _driver(kind: str, config: Any) -> Any:
     """What a job calls for the events of a run; the loops are loaded when they are needed."""
 
     def start(resume: CheckpointReady | None, controls: Controls) -> Iterator[Event]:
+        import torch
+
+        torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))  # one core stays free for the page, unless the run says otherwise
         if kind == "train":
             from workbench.train import train
 
