@@ -139,7 +139,8 @@ def _driver(kind: str, config: Any) -> Any:
     def start(resume: CheckpointReady | None, controls: Controls) -> Iterator[Event]:
         import torch
 
-        torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))  # one core stays free for the page, unless the run says otherwise
+        # unless the run says otherwise, one core stays free for the page
+        torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
         if kind == "train":
             from workbench.train import train
 
