@@ -40,7 +40,7 @@ def main(
 
 
 def serve(host: str, port: int, runs: Path, url: str | None, auth: tuple[str, str] | None) -> None:
-    """Build the page and serve it until interrupted; runs of this process then stop with a checkpoint."""
+    """Build the page and serve it until interrupted; runs of this process then have ten seconds to stop with a checkpoint."""
     import gradio as gr
 
     from workbench.jobs import Worker
@@ -73,7 +73,7 @@ def serve(host: str, port: int, runs: Path, url: str | None, auth: tuple[str, st
     try:
         page.block_thread()
     finally:
-        studio.worker.close(timeout=30)
+        studio.worker.close(timeout=10)
 
 
 def _head(assets: Path, plotly: Path) -> str:

@@ -220,6 +220,7 @@ PRESETS: dict[str, RunConfig] = {
     "shapes_hacked": RunConfig(
         title="Reward hacking on purpose: no KL, no fidelity",
         rewards=_rewards(shapes_dense=0.5, shapes_exact=0.5, shapes_fidelity=0.0),
+        rollout=RolloutConfig(completion="jump"),
         grpo=GRPOConfig(kl_weight=0.0, std_floor=0.05),
         optimizer=OptimizerConfig(learning_rate=5e-4),
     ),
