@@ -78,7 +78,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     assert app.stdout is not None
     assert "ready" in app.stdout.readline()
     yield Served(f"http://127.0.0.1:{port}/", store, finished, hacked)
-    app.send_signal(signal.SIGINT)
+    app.send_signal(signal.SIGTERM)
     app.wait(timeout=30)
     store.close()
 
@@ -307,7 +307,7 @@ def test_a_store_without_runs_explains_itself_and_offers_one_button(page: Page, 
     assert "ready" in app.stdout.readline()
     page.goto(f"http://127.0.0.1:{port}/")
     expect(page.get_by_role("button", name="Start the example run")).to_be_visible(timeout=LOADED)
-    app.send_signal(signal.SIGINT)
+    app.send_signal(signal.SIGTERM)
     app.wait(timeout=30)
 
 

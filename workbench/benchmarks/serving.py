@@ -30,7 +30,7 @@ def serving(runs: Path) -> Iterator[str]:
             raise RuntimeError(f"the app did not start: {said.strip()}")
         yield f"http://127.0.0.1:{port}/"
     finally:
-        app.send_signal(signal.SIGINT)
+        app.send_signal(signal.SIGTERM)
         try:
             app.wait(timeout=60)
         except subprocess.TimeoutExpired:
