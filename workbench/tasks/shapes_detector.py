@@ -92,7 +92,8 @@ def _objects(nearest: NDArray[np.int64]) -> Detections:
     inside = (dy < CELL) & (dx < CELL)
     crops[label[inside], dy[inside], dx[inside]] = 1
     bank = templates().reshape(len(SHAPES) * len(SIZES), -1)
-    common = crops.reshape(components, CELL * CELL) @ bank.T
+    # torch's product, not numpy's: a second BLAS's idle threads would spin on the cores of the next rollout
+    common = (torch.from_numpy(crops).flatten(1) @ torch.from_numpy(bank).T).numpy()
     overlap = common / (area[:, None] + bank.sum(1) - common + 1e-9)
     known = (overlap.max(1, initial=0) >= MIN_OVERLAP) & (colours.max(1, initial=0) >= MIN_PURITY * area)
 
