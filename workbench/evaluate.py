@@ -15,6 +15,7 @@ from workbench.contracts import Generator, RewardFunction, Sampler, Task
 from workbench.events import CheckpointReady, Measure, Progress
 from workbench.flow import seed_stream, seeded_noise, time_grid
 from workbench.models.policy import Policy
+from workbench.rollout import drain
 from workbench.samplers import SAMPLERS
 
 THUMBNAIL = 64  # pixels; pictures are compared at most at this size
@@ -46,12 +47,7 @@ def generate(
     sampler: Sampler | None = None,
 ) -> Tensor:
     """Images of prompts at seeds, [N, 3, H, W] in [0, 1]; `stream_images` run to its end."""
-    stream = stream_images(policy.generator, prompts, seeds, steps=steps, shift=shift, sampler=sampler)
-    while True:
-        try:
-            next(stream)
-        except StopIteration as stop:
-            return stop.value
+    return drain(stream_images(policy.generator, prompts, seeds, steps=steps, shift=shift, sampler=sampler))
 
 
 @torch.no_grad()

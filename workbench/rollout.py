@@ -4,7 +4,7 @@ from collections.abc import Generator as Stream
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from workbench.contracts import Generator, Sampler
 from workbench.events import Progress
 from workbench.flow import Gaussian, seed_stream, seeded_noise
 from workbench.samplers.ode import deterministic_step
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,11 @@ def sample_rollout(
     first_prompt: int = 0,
 ) -> Rollout:
     """`stream_rollout`, run to its end."""
-    stream = stream_rollout(generator, sampler, prompts, plan, key=key, first_prompt=first_prompt)
+    return drain(stream_rollout(generator, sampler, prompts, plan, key=key, first_prompt=first_prompt))
+
+
+def drain(stream: Stream[Any, None, T]) -> T:
+    """Run a stream to its end, for what it returns."""
     while True:
         try:
             next(stream)
