@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from workbench.flow import Gaussian
 
+    Time = float | Tensor
+
 FlowMapKind = Literal["two_time", "single_time", "velocity"]
 
 
@@ -28,17 +30,18 @@ class Extension(BaseModel):
 class FlowMap(Protocol):
     """A flow map with its prompts bound: it carries x from time t to time s <= t.
 
-    `kind` says which calls are trained: "two_time" any pair, "single_time" only s = 0, "velocity" only `velocity`.
+    `kind` says which calls are trained: "two_time" any pair, "single_time" only s = 0, "velocity" only `velocity`. Times are
+    numbers; maps that are networks also take [N] tensors, a time for each row.
     """
 
     @property
     def kind(self) -> FlowMapKind: ...
 
-    def __call__(self, x: "Tensor", t: float, s: float) -> "Tensor":
+    def __call__(self, x: "Tensor", t: "Time", s: "Time") -> "Tensor":
         """psi(x, t, s) for x [N, ...] at time t; [N, ...], float32."""
         ...
 
-    def velocity(self, x: "Tensor", t: float) -> "Tensor":
+    def velocity(self, x: "Tensor", t: "Time") -> "Tensor":
         """v(x, t) = E[eps - x_0 | x_t = x]; [N, ...], float32."""
         ...
 
@@ -64,12 +67,17 @@ RewardFunction = Callable[["Tensor", Sequence[str]], "Tensor"]
 class Reward(Extension):
     """Scores images: `load(device)` returns `(images [N, 3, H, W] in [0, 1], prompts) -> [N]`, larger is better."""
 
+    domain: ClassVar[str] = ""  # the task whose images it understands; empty for any
+    background: ClassVar[bool] = False  # so slow that it only judges, off the training thread
+
     @abstractmethod
     def load(self, device: "torch.device") -> RewardFunction: ...
 
 
 class Task(Extension):
     """Prompts, split so that the held-out ones are never trained on."""
+
+    domain: ClassVar[str] = ""  # what its prompts are about; empty where any model understands them
 
     @abstractmethod
     def prompts(self, split: Literal["train", "held_out"]) -> Sequence[str]: ...
@@ -120,6 +128,8 @@ class Generator(Protocol):
 class Model(Extension):
     """A generator on disk or on the hub; `load` brings it into memory."""
 
+    kind: ClassVar[FlowMapKind]  # of the flow map that it loads
+    domain: ClassVar[str] = ""  # the task whose prompts it understands; empty for any
     adapter_targets: ClassVar[tuple[str, ...]] = ()  # names of the Linear layers that LoRA attaches to
 
     @abstractmethod
