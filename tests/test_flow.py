@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -9,8 +10,12 @@ from scipy import stats
 
 from workbench.flow import (
     Gaussian,
+    GridKind,
+    check_times,
     data_prediction,
     noise_prediction,
+    noise_rate,
+    noise_share,
     noise_to_signal,
     seed_stream,
     seeded_noise,
@@ -58,24 +63,76 @@ def test_an_unknown_reduction_lists_the_choices():
         Gaussian(torch.zeros(1, 1), 1.0).log_prob(torch.zeros(1, 1), reduction="max")
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4, 7])
-@pytest.mark.parametrize("shift", [1.0, 4.0])
-def test_a_time_grid_falls_from_one_to_zero(steps, shift):
-    times = time_grid(steps, shift)
+@pytest.mark.parametrize("kind", get_args(GridKind))
+@pytest.mark.parametrize("steps", [1, 2, 4, 7, 40])
+@pytest.mark.parametrize("shift", [0.3, 1.0, 3.3, 4.0])
+def test_a_time_grid_falls_from_one_to_zero(steps, shift, kind):
+    times = time_grid(steps, shift, kind)
     assert len(times) == steps + 1
-    assert (times[0], times[-1]) == (1.0, 0.0)
-    assert all(t > s for t, s in itertools.pairwise(times))
+    assert check_times(times) == times
 
 
-def test_a_uniform_grid_is_even_and_a_shift_multiplies_the_noise_to_signal_ratio():
-    assert time_grid(4) == (1.0, 0.75, 0.5, 0.25, 0.0)
-    for plain, shifted in zip(time_grid(8)[1:], time_grid(8, 3.0)[1:], strict=True):
+@pytest.mark.parametrize("kind", get_args(GridKind))
+def test_a_shift_multiplies_the_noise_to_signal_ratio_of_every_kind_of_grid(kind):
+    for plain, shifted in zip(time_grid(8, kind=kind)[1:], time_grid(8, 3.0, kind)[1:], strict=True):
         assert noise_to_signal(shifted) == pytest.approx(3.0 * noise_to_signal(plain))
 
 
-def test_a_time_grid_without_steps_is_refused():
-    with pytest.raises(ValueError, match="at least 1 step, got 0"):
-        time_grid(0)
+def test_each_kind_of_grid_is_even_in_its_own_sense():
+    assert time_grid(4) == (1.0, 0.75, 0.5, 0.25, 0.0)
+    assert time_grid(5, kind="linspace") == pytest.approx((1.0, 0.7625, 0.525, 0.2875, 0.05, 0.0))
+    inside = [math.log(noise_to_signal(t)) for t in time_grid(100, kind="log_snr")[1:-1]]
+    assert [later - earlier for earlier, later in itertools.pairwise(inside)] == pytest.approx([-2 * math.log(99) / 100] * 98)
+    assert time_grid(2, kind="log_snr") == pytest.approx((1.0, 0.5, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0,), "at least 1 step, got 0"),
+        ((4, 0.0), "must be positive, got 0.0"),
+        ((4, math.nan), "must be positive, got nan"),
+        ((4, 1.0, "cosine"), "unknown time grid 'cosine'; choose from: uniform, linspace, log_snr"),
+    ],
+)
+def test_a_time_grid_that_cannot_be_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        time_grid(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ((1.0,), r"at least the two times 1 and 0, got \[1.0\]"),
+        ((), "at least the two times"),
+        ((0.9, 0.5, 0.0), "starts at 1 .* ends at 0 .* got 0.9 and 0"),
+        ((1.0, 0.5, 0.1), "got 1 and 0.1"),
+        ((1.0, 0.5, 0.5, 0.0), "time 1 is 0.5 and time 2 is 0.5"),
+        ((1.0, 0.3, 0.6, 0.0), "time 1 is 0.3 and time 2 is 0.6"),
+        ((1.0, math.nan, 0.0), "time 0 is 1 and time 1 is nan"),
+    ],
+)
+def test_an_explicit_grid_that_does_not_descend_from_one_to_zero_is_refused(times, message):
+    with pytest.raises(ValueError, match=message):
+        check_times(times)
+    assert check_times([1, 0.25, 0]) == (1.0, 0.25, 0.0)
+
+
+def test_the_noise_rate_is_the_lambda_of_the_sde_that_refreshes_the_same_share():
+    """Between any two times: composing the transitions of one rate gives the transition of that rate over the whole span."""
+    rate, times = 0.6, (0.9, 0.7, 0.3, 0.2)
+    kept = [(noise_to_signal(s) / noise_to_signal(t)) ** (2 * rate**2) for t, s in itertools.pairwise(times)]
+    for (t, s), share in zip(itertools.pairwise(times), kept, strict=True):
+        assert noise_rate(s * math.sqrt(1 - share), t, s) == pytest.approx(rate)
+    assert noise_rate(0.2 * math.sqrt(1 - math.prod(kept)), 0.9, 0.2) == pytest.approx(rate)
+    assert noise_share(0.2 * math.sqrt(1 - math.prod(kept)), 0.2) == pytest.approx(1 - math.prod(kept))
+
+
+def test_the_noise_rate_is_zero_without_noise_and_from_pure_noise_and_infinite_where_all_noise_is_fresh():
+    assert noise_rate(0.0, 0.5, 0.25) == noise_rate(0.0, 0.5, 0.0) == noise_share(0.0, 0.0) == 0.0
+    assert noise_rate(0.5 * 0.7, 1.0, 0.5) == 0.0
+    assert noise_share(0.5 * 0.7, 0.5) == pytest.approx(0.49)
+    assert noise_rate(0.5, 1.0, 0.5) == noise_rate(0.25, 0.5, 0.25) == noise_rate(0.3, 0.5, 0.25) == math.inf
 
 
 def test_time_and_noise_to_signal_ratio_are_inverse():

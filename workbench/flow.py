@@ -7,9 +7,13 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+GridKind = Literal["uniform", "linspace", "log_snr"]
 
 
 @dataclass(frozen=True)
@@ -58,18 +62,72 @@ def time_of_ratio(k: float) -> float:
     return 1.0 if math.isinf(k) else k / (1.0 + k)
 
 
-def time_grid(steps: int, shift: float = 1.0) -> tuple[float, ...]:
-    """`steps + 1` times from 1 down to 0, shifted toward noise.
+def time_grid(steps: int, shift: float = 1.0, kind: GridKind = "uniform") -> tuple[float, ...]:
+    """`steps + 1` times from 1 down to 0.
 
     Args:
         steps: number of transitions, at least 1.
-        shift: 1 is the uniform grid; larger values spend more steps near noise, t' = shift t / (1 + (shift - 1) t).
-    Source: the timestep shift of SD3 (arXiv:2403.03206), equation 23.
+        shift: positive; multiplies the noise-to-signal ratio of every time, t' = shift t / (1 + (shift - 1) t). 1 leaves the
+            grid as it is, larger values spend more steps near noise.
+        kind: "uniform": evenly spaced in t. "linspace": even from 1 to 0.05, then 0, so that a few-step map is never asked for
+            a short last step. "log_snr": evenly spaced in log k from t = 0.99 to 0.01, these two ends then moved to 1 and 0.
+    Raises: ValueError: if there is no step, the shift is not positive, or the kind is unknown.
+    Source: the timestep shift of SD3 (arXiv:2403.03206), equation 23; "linspace": Flow-Map GRPO (arXiv:2607.00535).
     """
     if steps < 1:
         raise ValueError(f"a time grid needs at least 1 step, got {steps}")
-    uniform = [1.0 - i / steps for i in range(steps + 1)]
-    return tuple(shift * t / (1.0 + (shift - 1.0) * t) for t in uniform)
+    if not 0 < shift < math.inf:
+        raise ValueError(f"shift multiplies the noise-to-signal ratio and must be positive, got {shift}")
+    if kind == "uniform":
+        inside = [1.0 - i / steps for i in range(1, steps)]
+    elif kind == "linspace":
+        inside = [1.0 - 0.95 * i / (steps - 1) for i in range(1, steps)]
+    elif kind == "log_snr":
+        inside = [time_of_ratio(99.0 ** (1.0 - 2.0 * i / steps)) for i in range(1, steps)]
+    else:
+        raise ValueError(f"unknown time grid {kind!r}; choose from: {', '.join(get_args(GridKind))}")
+    return (1.0, *(shift * t / (1.0 + (shift - 1.0) * t) for t in inside), 0.0)
+
+
+def check_times(times: Sequence[float]) -> tuple[float, ...]:
+    """An explicit time grid, as floats.
+
+    Raises: ValueError: unless it starts at 1, ends at 0 and descends strictly; names the two times that do not.
+    """
+    grid = tuple(float(t) for t in times)
+    if len(grid) < 2:
+        raise ValueError(f"a time grid needs at least the two times 1 and 0, got {list(grid)}")
+    if grid[0] != 1.0 or grid[-1] != 0.0:
+        raise ValueError(f"a time grid starts at 1 (noise) and ends at 0 (data), got {grid[0]:g} and {grid[-1]:g}")
+    for i, (t, s) in enumerate(pairwise(grid)):
+        if not t > s:
+            raise ValueError(f"a time grid descends strictly, but time {i} is {t:g} and time {i + 1} is {s:g}")
+    return grid
+
+
+def noise_share(std: float, s: float) -> float:
+    """Share of the noise in x_s that a transition with this std draws afresh, as variances: std^2 / s^2; 0 without noise."""
+    return 0.0 if std == 0.0 else math.inf if s == 0.0 else (std / s) ** 2
+
+
+def noise_rate(std: float, t: float, s: float) -> float:
+    """Noise of a transition in one unit for all kernels: lambda of the SDE whose noise is g^2 = 2 lambda^2 t / (1 - t).
+
+    Run from t to s, that SDE keeps (k_s / k_t)^(2 lambda^2) of the noise's variance and draws the rest afresh; lambda is where
+    this equals `noise_share`. So it does not depend on the number of steps: Flow-GRPO's a is sqrt(2) lambda as steps shrink,
+    Precise's eta is sqrt(2) lambda at any step, and the anchored kernel with a budget per time has lambda = noise. From t = 1
+    the SDE runs for ever, so any share below 1 has rate 0: there the share itself is the number to look at.
+
+    Args:
+        std: of the transition from t to s, in data units.
+    Returns: lambda; infinite where nothing of the old noise is kept.
+    """
+    share = noise_share(std, s)
+    if share == 0.0 or share >= 1.0:
+        return 0.0 if share == 0.0 else math.inf
+    if t >= 1.0:
+        return 0.0
+    return math.sqrt(0.5 * math.log1p(-share) / math.log(noise_to_signal(s) / noise_to_signal(t)))
 
 
 def data_prediction(x: Tensor, v: Tensor, t: float) -> Tensor:
