@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from workbench.evaluate import generate
+from workbench.models.embedded import NetworkFlowMap, load_weights, save_weights, shipped_weights
 from workbench.models.policy import Policy
-from workbench.models.shapes import ShapesAutoencoder, ShapesModel, ShapesTransformer, load_weights, save_weights
+from workbench.models.shapes import LATENT_SHAPE, ShapesModel
+from workbench.models.transformer import ConditionalTransformer
 from workbench.optim import AveragedWeights, load_optimizer_tensors, optimizer_tensors
 from workbench.samplers import SAMPLERS
 from workbench.tasks.shapes import ShapesTask
 from workbench.tasks.shapes_detector import score
-from workbench.tasks.shapes_scenes import parse, render, sample_scenes
+from workbench.tasks.shapes_scenes import SLOT_SIZES, parse, render, sample_scenes
 
 CPU = torch.device("cpu")
 PROMPTS = list(ShapesTask().prompts("train")[:6])
@@ -24,17 +26,24 @@ PROMPTS = list(ShapesTask().prompts("train")[:6])
 def random_weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model file whose network is random everywhere, the layers that begin at zero included."""
     torch.manual_seed(0)
-    network, autoencoder = ShapesTransformer(), ShapesAutoencoder()
+    networks = ShapesModel.networks()
+    network = networks.network
     with torch.no_grad():
         for layer in (network.modulation, network.final, network.leave):
             layer.weight.normal_(std=0.02)
     path = tmp_path_factory.mktemp("weights") / "random.safetensors"
-    save_weights(path, {"network": network, "autoencoder": autoencoder}, {"seed": 0})
+    save_weights(path, networks._asdict(), {"seed": 0})
     return str(path)
 
 
 def latents(count: int = 6, seed: int = 0) -> Tensor:
     return torch.randn(count, 6, 4, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def bound(weights: str) -> NetworkFlowMap:
+    """A two-time map of random weights with the prompts bound."""
+    generator = ShapesModel(weights=weights).load(CPU)
+    return generator.bind(generator.embed(PROMPTS))
 
 
 def jump(policy: Policy) -> Tensor:
@@ -82,6 +91,35 @@ def test_the_velocity_is_the_slope_of_the_map_at_its_start(random_weights: str) 
     assert torch.allclose(slope, flow_map.velocity(x, 0.6), atol=2e-3)
 
 
+def test_each_row_may_have_its_own_times(random_weights: str) -> None:
+    flow_map = bound(random_weights)
+    x, t, s = latents(), torch.linspace(0.3, 1.0, 6), torch.linspace(0.0, 0.25, 6)
+    jumps, velocities = flow_map(x, t, s), flow_map.velocity(x, t)
+    for row in range(6):
+        one = NetworkFlowMap(flow_map.network, flow_map.slots[row : row + 1], "two_time")
+        here = x[row : row + 1]
+        assert torch.allclose(jumps[row : row + 1], one(here, float(t[row]), float(s[row])), atol=1e-5)
+        assert torch.allclose(velocities[row : row + 1], one.velocity(here, float(t[row])), atol=1e-5)
+    assert torch.allclose(flow_map(x, t, 0.0), flow_map(x, t, torch.zeros(6)))
+    assert torch.allclose(flow_map(x, torch.full((6,), 0.5), 0.25), flow_map(x, 0.5, 0.25), atol=1e-6)
+
+
+def test_a_map_refuses_the_calls_that_its_kind_is_not_trained_for(random_weights: str) -> None:
+    flow_map, x = bound(random_weights), latents()
+    slots = flow_map.slots
+    velocity, single = (NetworkFlowMap(flow_map.network, slots, kind) for kind in ("velocity", "single_time"))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"makes no jumps; call velocity\(x, t\)"):
+        velocity(x, 0.5, 0.0)
+    assert torch.equal(velocity.velocity(x, 0.5), flow_map.velocity(x, 0.5))
+    for s in (0.1, torch.tensor([0.0, 0.0, 0.0, 0.2, 0.0, 0.0])):
+        with pytest.raises(ValueError, match=r"reaches only s = 0, got s = .*0\.[12]"):
+            single(x, 0.5, s)
+    with pytest.raises(ValueError, match=r"has no velocity; call flow_map\(x, t, 0\.0\)"):
+        single.velocity(x, 0.5)
+    for s in (0.0, 0, torch.zeros(6)):
+        assert torch.allclose(single(x, 0.5, s), flow_map(x, 0.5, 0.0), atol=1e-6)
+
+
 def test_the_device_and_dtype_of_a_loaded_file_are_float32_on_that_device(random_weights: str) -> None:
     generator = ShapesModel(weights=random_weights).load(CPU)
     assert {p.dtype for p in generator.network.parameters()} == {torch.float32}
@@ -92,13 +130,11 @@ def test_the_device_and_dtype_of_a_loaded_file_are_float32_on_that_device(random
 
 
 def test_the_shipped_file_is_at_most_eight_megabytes() -> None:
-    from workbench.models.shapes import WEIGHTS
-
-    assert WEIGHTS.stat().st_size <= 8e6
+    assert shipped_weights("shapes").stat().st_size <= 8e6
 
 
 def test_weights_come_back_in_half_precision_with_their_metadata(tmp_path: Path) -> None:
-    saved, loaded = ShapesAutoencoder(), ShapesAutoencoder()
+    saved, loaded = (ShapesModel.networks().autoencoder for _ in range(2))
     save_weights(tmp_path / "a.safetensors", {"autoencoder": saved}, {"command": "made up"})
     assert load_weights(tmp_path / "a.safetensors", {"autoencoder": loaded}) == {"command": "made up"}
     for name, value in saved.state_dict().items():
@@ -130,7 +166,8 @@ def test_foreign_weights_are_called_another_models(tmp_path: Path) -> None:
         ShapesModel(weights=str(foreign)).load(CPU)
     assert "\n" not in str(caught.value)
     wider = tmp_path / "wider.safetensors"
-    save_weights(wider, {"network": ShapesTransformer(width=80), "autoencoder": ShapesAutoencoder()}, {})
+    networks = ShapesModel.networks()._replace(network=ConditionalTransformer(SLOT_SIZES, LATENT_SHAPE, width=80))
+    save_weights(wider, networks._asdict(), {})
     with pytest.raises(ValueError, match=r"does not hold the weights of this model: .*size mismatch"):
         ShapesModel(weights=str(wider)).load(CPU)
 

@@ -22,7 +22,8 @@ from workbench.events import (
 )
 from workbench.exact_json import from_json, to_json
 from workbench.flow import time_grid
-from workbench.models.shapes import ShapesAutoencoder, ShapesModel, ShapesTransformer, save_weights
+from workbench.models.embedded import save_weights
+from workbench.models.shapes import ShapesModel
 from workbench.pretrain import PretrainConfig, Pretraining, pretrain
 
 SMALL: dict[str, Any] = {
@@ -108,10 +109,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one_in_every_stage(whole: tuple[P
 
 def test_what_it_makes_loads_as_the_model(whole: tuple[PretrainConfig, list[Event]], tmp_path: Any) -> None:
     last = [event for event in whole[1] if isinstance(event, CheckpointReady)][-1]
-    network, autoencoder = ShapesTransformer(), ShapesAutoencoder()
-    network.load_state_dict(last.tensors["network"] | last.tensors["average"])
-    autoencoder.load_state_dict(last.tensors["autoencoder"])
-    save_weights(tmp_path / "made.safetensors", {"network": network, "autoencoder": autoencoder}, {})
+    networks = ShapesModel.networks()
+    networks.network.load_state_dict(last.tensors["network"] | last.tensors["average"])
+    networks.autoencoder.load_state_dict(last.tensors["autoencoder"])
+    save_weights(tmp_path / "made.safetensors", networks._asdict(), {})
     generator = ShapesModel(weights=str(tmp_path / "made.safetensors")).load(torch.device("cpu"))
     assert generator.kind == "two_time"
 

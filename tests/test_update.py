@@ -13,7 +13,7 @@ from workbench.events import CheckpointReady, IterationDone
 from workbench.flow import Gaussian
 from workbench.grpo import gaussian_kl
 from workbench.learner import Learner
-from workbench.models.shapes import ShapesTransformer
+from workbench.models.transformer import ConditionalTransformer
 from workbench.rollout import Rollout, sample_rollout
 from workbench.train import train
 from workbench.update import update_policy
@@ -233,7 +233,7 @@ def passes() -> Iterator[list[tuple[int, bool]]]:
     seen: list[tuple[int, bool]] = []
 
     def note(module: torch.nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
-        if isinstance(module, ShapesTransformer):
+        if isinstance(module, ConditionalTransformer):
             seen.append((len(inputs[0]), torch.is_grad_enabled() and _output.requires_grad))
 
     handle = torch.nn.modules.module.register_module_forward_hook(note)

@@ -29,7 +29,7 @@ from workbench.events import (
     Started,
 )
 from workbench.flow import seed_stream, seeded_noise, time_grid
-from workbench.models.shapes import CHANNELS, ShapesAutoencoder, ShapesGenerator, ShapesTransformer
+from workbench.models.shapes import CHANNELS, ShapesModel
 from workbench.optim import AveragedWeights, load_optimizer_tensors, optimizer_tensors, set_learning_rate
 from workbench.rewards import REWARDS
 from workbench.tasks.shapes import ShapesTask
@@ -125,14 +125,15 @@ class Pretraining:
 
     def __init__(self, config: PretrainConfig, device: torch.device) -> None:
         self.config = config
-        self.network, self.autoencoder = ShapesTransformer(), ShapesAutoencoder()
-        self.generator = ShapesGenerator(self.network, self.autoencoder, device)
+        networks = ShapesModel.networks()
+        self.network, self.autoencoder = networks
+        self.generator = ShapesModel().generator(networks, device)
         self.task = ShapesTask()
         self.prompts = self.task.prompts("train")
         self.stages = {"autoencoder": config.autoencoder_steps, "flow": config.flow_steps, "map": config.map_steps}
         self.iteration = 0
         self.summary: dict[str, Any] = {}
-        self.teacher: ShapesTransformer | None = None
+        self.teacher: nn.Module | None = None
         self.paths: tuple[Tensor, Tensor] | None = None
 
     def stage(self, name: str) -> Stage:
@@ -378,7 +379,7 @@ class Pretraining:
         self.network.load_state_dict(checkpoint.tensors["network"])
         self.autoencoder.load_state_dict(checkpoint.tensors["autoencoder"])
         if "teacher" in checkpoint.tensors:
-            self.teacher = ShapesTransformer().requires_grad_(False)
+            self.teacher = ShapesModel.networks().network.requires_grad_(False)
             self.teacher.load_state_dict(checkpoint.tensors["teacher"])
 
     def _steps(self, stage: Stage) -> int:

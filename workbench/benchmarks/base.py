@@ -12,8 +12,9 @@ from torch import Tensor
 from workbench.config import RunConfig, configure
 from workbench.evaluate import HeldOut, breakdown, generate, held_out, load_policy, measure
 from workbench.events import Measure
+from workbench.models.embedded import load_weights, shipped_weights
 from workbench.models.policy import Policy
-from workbench.models.shapes import WEIGHTS, ShapesAutoencoder, ShapesTransformer, load_weights
+from workbench.models.shapes import ShapesModel
 from workbench.rewards import REWARDS
 from workbench.tasks.shapes_scenes import parse, render, sample_scenes
 
@@ -65,12 +66,12 @@ def bench_base(
 
 def _weights() -> dict[str, Any]:
     """Size and contents of the file, and what it says of its own making."""
-    network, autoencoder = ShapesTransformer(), ShapesAutoencoder()
-    card = load_weights(WEIGHTS, {"network": network, "autoencoder": autoencoder})
+    path, networks = shipped_weights("shapes"), ShapesModel.networks()
+    card = load_weights(path, networks._asdict())
     return {
-        "megabytes": WEIGHTS.stat().st_size / 1e6,
-        "network_parameters": sum(p.numel() for p in network.parameters()),
-        "autoencoder_parameters": sum(p.numel() for p in autoencoder.parameters()),
+        "megabytes": path.stat().st_size / 1e6,
+        "network_parameters": sum(p.numel() for p in networks.network.parameters()),
+        "autoencoder_parameters": sum(p.numel() for p in networks.autoencoder.parameters()),
         "model_card": card,
     }
 

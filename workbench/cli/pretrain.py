@@ -85,10 +85,11 @@ def configure_pretraining(changes: Mapping[str, object]) -> "PretrainConfig":
 def export_weights(store: "Store", run: str, path: Path) -> Path:
     """Write the averaged weights of a finished pretraining as the model loads them."""
     from workbench import __version__
-    from workbench.models.shapes import ShapesAutoencoder, ShapesTransformer, save_weights
+    from workbench.models.embedded import save_weights
+    from workbench.models.shapes import ShapesModel
 
     last = store.load_checkpoint(run)
-    network, autoencoder = ShapesTransformer(), ShapesAutoencoder()
+    network, autoencoder = ShapesModel.networks()
     network.load_state_dict(last.tensors["network"] | last.tensors["average"])
     autoencoder.load_state_dict(last.tensors["autoencoder"])
     path.parent.mkdir(parents=True, exist_ok=True)
