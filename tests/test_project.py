@@ -20,22 +20,25 @@ from workbench.cli import COMMANDS
 from workbench.config import PRESETS, RunConfig
 from workbench.contracts import Extension
 from workbench.models import MODELS
+from workbench.objectives import OBJECTIVES
 from workbench.rewards import REWARDS
 from workbench.samplers import SAMPLERS
 from workbench.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([ROOT / "app.py", *(ROOT / "workbench").rglob("*.py")])
-EXTENSIONS = [(kind, name) for kind in (SAMPLERS, REWARDS, MODELS, TASKS) for name in kind]
+EXTENSIONS = [(kind, name) for kind in (SAMPLERS, OBJECTIVES, REWARDS, MODELS, TASKS) for name in kind]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LARGEST_FILE = 8 * 2**20  # bytes
 
 OWNERS = {
     "threading": ("workbench.jobs",),
-    "concurrent": ("workbench.jobs", "workbench.studio", "workbench.panels"),  # futures are handed on, threads are not
+    "concurrent": ("workbench.jobs", "workbench.scoring", "workbench.studio", "workbench.panels"),  # threads, futures handed on
     "gradio": ("app", "workbench.panels", "workbench.cli.doctor"),
     "plotly": ("workbench.figures",),
     "diffusers": ("workbench.models",),
+    "rapidocr": ("workbench.rewards",),
+    "onnxruntime": ("workbench.rewards",),
     "peft": ("workbench.models",),
     "sqlalchemy": ("workbench.store", "workbench.tables"),
     "papermill": ("workbench.notebooks",),
@@ -47,9 +50,11 @@ LAYERS = (
     {"flow"},
     {"contracts", "grpo", "events", "optim"},
     {"samplers", "rewards", "models", "tasks", "lab", "energy"},
-    {"config"},
-    {"rollout", "evaluate", "scoring"},
-    {"learner", "update", "preflight", "train", "pretrain"},
+    {"rollout", "lesson"},
+    {"objectives"},
+    {"config", "rules"},
+    {"planning", "evaluate", "scoring"},
+    {"examiner", "learner", "update", "preflight", "train", "pretrain"},
     {
         "store",
         "jobs",
@@ -75,12 +80,17 @@ QUIET = {
     "contracts",
     "grpo",
     "samplers",
+    "objectives",
     "rewards",
     "models",
     "tasks",
     "rollout",
+    "lesson",
+    "rules",
+    "planning",
     "evaluate",
     "scoring",
+    "examiner",
     "learner",
     "update",
     "train",

@@ -7,8 +7,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from workbench.contracts import Extension
+from workbench.flow import time_grid
 from workbench.models import MODELS
+from workbench.objectives import OBJECTIVES
+from workbench.objectives.grpo import GRPOObjective
 from workbench.rewards import REWARDS
+from workbench.rules import check_domain, check_maps, check_noise, check_rollout
 from workbench.samplers import SAMPLERS
 from workbench.tasks import TASKS
 
@@ -30,14 +34,41 @@ class WeightedReward(Settings):
     weight: float = Field(1.0, description="its share in the sum that is trained on")
 
 
+class EvalReward(Settings):
+    reward: _choice(REWARDS) = Field(description="what judges held-out images")  # type: ignore[valid-type]
+
+
 class RolloutConfig(Settings):
     """How samples are drawn for training."""
 
     steps: int = Field(4, ge=2, le=64, description="steps of a rollout; the last one is deterministic and never trained")
-    shift: float = Field(4.0, ge=1, le=12, description="shift of the time grid toward noise; 1 is uniform")
-    mode: Literal["branch", "all"] = Field(
+    grid: Literal["uniform", "linspace", "log_snr", "custom"] = Field(
+        "uniform",
+        description="how times are spaced before the shift; linspace: 1 to 0.05, then 0 (Flow-Map GRPO); log_snr: evenly in "
+        "log noise-to-signal; custom: `times`",
+    )
+    shift: float = Field(4.0, ge=1, le=12, description="shift of the time grid toward noise; 1 leaves it")
+    times: tuple[float, ...] = Field((), description="the grid `custom`, from 1 down to 0, `steps` + 1 numbers; not shifted")
+    mode: Literal["branch", "all", "window", "tree"] = Field(
         "branch",
-        description="branch: one stochastic step, its children share one mean; all: every step but the last is stochastic",
+        description="where a rollout is stochastic. branch: children leave a deterministic trunk and share one mean; all: "
+        "trajectories, every step but the last; window: trajectories, some consecutive steps; tree: nodes split",
+    )
+    branch_at: Literal["drawn", "every", "chosen"] = Field(
+        "drawn",
+        description="where children leave the trunk. drawn: one step an iteration, where the reward varies most; every: "
+        "every step, a group for each; chosen: at `chosen_steps`",
+    )
+    chosen_steps: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (), description="steps, counted from 0, at which `chosen` branches or a tree splits; a tree without any splits at all"
+    )
+    window: int = Field(2, ge=1, description="stochastic steps of a window")
+    window_moves: Literal["slides", "jumps"] = Field(
+        "slides", description="slides: one step later every `window_every` iterations (MixGRPO); jumps: drawn at every iteration"
+    )
+    window_every: int = Field(25, ge=1, description="iterations between two moves of a sliding window")
+    window_until: int = Field(
+        0, ge=0, description="a jumping window stays within this many first steps (Flow-GRPO-Fast); 0 lets it go anywhere"
     )
     completion: Literal["jump", "compose"] = Field(
         "compose", description="how a branched child reaches the data: step by step, as deployed, or in one cheaper jump"
@@ -49,25 +80,26 @@ class RolloutConfig(Settings):
         False, description="all samples of a group start from one initial noise (seed groups); branching always does"
     )
 
+    def grid_of(self, steps: int) -> tuple[float, ...]:
+        """The grid with that many steps; `custom` is only known for its own number, elsewhere it is uniform and shifted."""
+        if self.grid == "custom":
+            return self.times if steps == self.steps else time_grid(steps, self.shift)
+        return time_grid(steps, self.shift, self.grid)
+
 
 class GRPOConfig(Settings):
-    """Group-relative policy optimisation."""
+    """Groups, and how their samples are compared."""
 
     groups: int = Field(64, ge=1, description="prompts per iteration, over all processes")
-    group_size: int = Field(8, ge=2, description="samples that are compared with one another; at least 2")
+    group_size: int = Field(8, ge=2, description="samples that are compared with one another, at least 2: one teaches nothing")
     epochs: int = Field(1, ge=1, le=16, description="passes over one batch of rollouts")
     advantage_std: Literal["group", "global"] = Field("group", description="whose spread the advantage is divided by")
     std_floor: float = Field(1e-4, ge=0, description="added to that spread, so that near-constant groups are not amplified")
     advantage_clip: float = Field(5.0, gt=0, description="largest absolute advantage")
-    clip_range: float = Field(
-        1e-4, gt=0, description="trust region of the ratio, whose log-probability is a mean over dimensions"
+    combine: Literal["sum", "gdpo"] = Field(
+        "sum",
+        description="several rewards: sum, then compare; or gdpo: compare each by itself, then sum, so that none drowns another",
     )
-    kl_weight: float = Field(0.02, ge=0, description="weight of the Gaussian KL to the reference, a mean over dimensions")
-    step_weights: Literal["uniform", "noise", "balanced"] = Field(
-        "uniform",
-        description="weight of a stochastic step; noise: by its std (TempFlow-GRPO); balanced: all steps pull alike",
-    )
-    ratio_norm: bool = Field(False, description="centre and rescale the log-ratio at every step (GRPO-Guard)")
 
 
 class OptimizerConfig(Settings):
@@ -80,8 +112,7 @@ class OptimizerConfig(Settings):
     beta2: float = Field(0.99, ge=0, lt=1, description="decay of the squared gradient's average")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
-    ema_decay: float = Field(0.95, ge=0, lt=1, description="decay of the averaged weights; 0 evaluates the raw policy"
-    )
+    ema_decay: float = Field(0.95, ge=0, lt=1, description="decay of the averaged weights; 0 evaluates the raw policy")
 
 
 class AdapterConfig(Settings):
@@ -100,9 +131,13 @@ class EvaluationConfig(Settings):
     every: int = Field(20, ge=1, description="iterations between evaluations")
     images: int = Field(256, ge=8, description="images at each evaluation during training")
     final_images: int = Field(512, ge=8, description="images before the first and after the last update")
+    judged: int = Field(64, ge=8, description="images of each evaluation that `eval_rewards` judge, which may be slow")
     group_size: int = Field(8, ge=2, description="samples per prompt, over which diversity is measured")
     steps: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field(
         (1, 2, 4, 8), min_length=1, description="sampling steps reported before and after; during training only the rollout's"
+    )
+    sampling_steps: int = Field(
+        0, ge=0, le=64, description="steps of the samples that count, where not a rollout's (denoising reduction); 0: as many"
     )
     seed: int = Field(20_000, description="seed of the evaluation noise, the same before, during and after")
     preview: int = Field(24, ge=1, le=256, description="images kept of each evaluation")
@@ -154,6 +189,10 @@ class RunConfig(Settings):
         min_length=1,
         description="what is trained on, as a weighted sum",
     )
+    eval_rewards: tuple[EvalReward, ...] = Field(
+        (), description="what only judges: held-out images are scored by it and nothing is trained on it"
+    )
+    objective: _choice(OBJECTIVES) = Field(default_factory=OBJECTIVES["grpo"], description="what the policy is trained to do")  # type: ignore[valid-type]
     rollout: RolloutConfig = RolloutConfig()
     grpo: GRPOConfig = GRPOConfig(std_floor=0.05)
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -163,27 +202,34 @@ class RunConfig(Settings):
     record: RecordConfig = RecordConfig()
     compute: ComputeConfig = ComputeConfig()
 
+    @property
+    def sampling_steps(self) -> int:
+        """Steps of the samples that count: those of evaluations during training, of the best checkpoint, of the pages."""
+        return self.evaluation.sampling_steps or self.rollout.steps
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """The rollout's time grid."""
+        return self.rollout.grid_of(self.rollout.steps)
+
+    @property
+    def training_steps(self) -> tuple[int, ...]:
+        """Every step that could be stochastic: all but the last."""
+        return tuple(range(self.rollout.steps - 1))
+
     @model_validator(mode="after")
     def _agrees(self) -> "RunConfig":
-        if self.sampler.name == "ode" or getattr(self.sampler, "noise", 1.0) == 0:
-            stochastic = ", ".join(name for name in SAMPLERS if name != "ode")
-            raise ValueError(
-                f"sampler {self.sampler.name!r} draws no noise, so GRPO has no ratio to train; use noise > 0 with one of: "
-                f"{stochastic}"
-            )
-        if getattr(self.sampler, "anchor", 1.0) == 0:
-            raise ValueError(
-                f"sampler {self.sampler.name!r} draws no noise at anchor = 0, so GRPO has no ratio to train; use a larger anchor"
-            )
-        if self.rollout.antithetic and self.rollout.mode == "branch" and self.grpo.group_size % 2:
-            raise ValueError(f"antithetic noise comes in pairs: grpo.group_size must be even, got {self.grpo.group_size}")
+        check_domain(self)
+        check_maps(self)
+        check_noise(self)
+        check_rollout(self)
         if self.grpo.groups % self.compute.processes:
             raise ValueError(
                 f"grpo.groups = {self.grpo.groups} does not divide over compute.processes = {self.compute.processes}"
             )
-        names = [weighted.reward.name for weighted in self.rewards]
+        names = [weighted.reward.name for weighted in self.rewards] + [judge.reward.name for judge in self.eval_rewards]
         if len(set(names)) < len(names):
-            raise ValueError(f"each reward may appear once, got {', '.join(names)}")
+            raise ValueError(f"each reward may appear once among rewards and eval_rewards, got {', '.join(names)}")
         if not any(weighted.weight for weighted in self.rewards):
             raise ValueError("every reward has weight 0; give at least one a weight")
         return self
@@ -221,7 +267,7 @@ PRESETS: dict[str, RunConfig] = {
         title="Reward hacking on purpose: no KL, no fidelity",
         rewards=_rewards(shapes_dense=0.5, shapes_exact=0.5, shapes_fidelity=0.0),
         rollout=RolloutConfig(completion="jump"),
-        grpo=GRPOConfig(kl_weight=0.0, std_floor=0.05),
+        objective=GRPOObjective(kl_weight=0.0),
         optimizer=OptimizerConfig(learning_rate=5e-4),
     ),
 }
@@ -254,8 +300,13 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
         raise ValueError("\n".join(_explain(item) for item in causes)) from None
 
 
-_EXTENSIONS: dict[str, Mapping[str, type[Extension]]] = {"task": TASKS, "model": MODELS, "sampler": SAMPLERS}
-_MEMBERS: dict[Any, type[Extension]] = {**TASKS, **MODELS, **SAMPLERS, **REWARDS}
+_EXTENSIONS: dict[str, Mapping[str, type[Extension]]] = {
+    "task": TASKS,
+    "model": MODELS,
+    "sampler": SAMPLERS,
+    "objective": OBJECTIVES,
+}
+_MEMBERS: dict[Any, type[Extension]] = {**TASKS, **MODELS, **SAMPLERS, **OBJECTIVES, **REWARDS}
 
 
 def _chooses_extension(key: str) -> bool:
@@ -272,8 +323,8 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
         _choose(values, key.removesuffix(".name"), value)
         return
     *path, last = key.split(".")
-    if path and path[0] == "rewards":
-        _set_reward(values, ".".join([*path[1:], last]), value)
+    if path and path[0] in ("rewards", "eval_rewards"):
+        _set_reward(values, path[0], ".".join([*path[1:], last]), value)
         return
     node: Any = values
     for part in (*path, last):
@@ -294,14 +345,18 @@ def _choose(values: dict[str, Any], field: str, name: Any) -> None:
         values[field] = known[name]().model_dump()
 
 
-def _set_reward(values: dict[str, Any], name: str, weight: Any) -> None:
+def _set_reward(values: dict[str, Any], field: str, name: str, value: Any) -> None:
+    """The weight of a trained reward; or whether a reward judges, 1 or 0."""
     if name not in REWARDS:
-        raise ValueError(f"rewards.{name}: unknown reward {name!r}; choose from: {', '.join(REWARDS)}")
-    for weighted in values["rewards"]:
-        if weighted["reward"]["name"] == name:
-            weighted["weight"] = weight
-            return
-    values["rewards"] = (*values["rewards"], {"reward": {"name": name}, "weight": weight})
+        raise ValueError(f"{field}.{name}: unknown reward {name!r}; choose from: {', '.join(REWARDS)}")
+    entries = [entry for entry in values[field] if entry["reward"]["name"] != name]
+    present = next((entry for entry in values[field] if entry["reward"]["name"] == name), {"reward": {"name": name}})
+    if field == "rewards":
+        place = next((i for i, entry in enumerate(values[field]) if entry["reward"]["name"] == name), len(entries))
+        entries.insert(place, present | {"weight": value})
+    elif yaml.safe_load(str(value)):
+        entries.append(present)
+    values[field] = tuple(entries)
 
 
 def _explain(item: Any) -> str:
@@ -322,7 +377,7 @@ def _explain(item: Any) -> str:
 
 def _without_tags(loc: Sequence[int | str]) -> list[str]:
     """The dotted key of an error; pydantic also puts the name of the union member that it tried."""
-    named = ("task", "model", "sampler", "reward")
+    named = (*_EXTENSIONS, "reward")
     return [str(part) for i, part in enumerate(loc) if not (i and loc[i - 1] in named and part in _MEMBERS)]
 
 
@@ -331,7 +386,7 @@ def _fields_beside(loc: Sequence[int | str]) -> list[str]:
     kind: Any = RunConfig
     for part in loc[:-1]:
         if isinstance(part, int):
-            kind = WeightedReward
+            kind = EvalReward if loc[0] == "eval_rewards" else WeightedReward
         elif part in kind.model_fields and hasattr(kind.model_fields[part].annotation, "model_fields"):
             kind = kind.model_fields[part].annotation
         elif part in _MEMBERS:

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from workbench.flow import Gaussian
+    from workbench.lesson import Lesson
 
-    Time = float | Tensor
 
 FlowMapKind = Literal["two_time", "single_time", "velocity"]
+Time = Any  # a number; for maps that are networks also [N], a time for each row
 
 
 class Extension(BaseModel):
@@ -31,17 +32,17 @@ class FlowMap(Protocol):
     """A flow map with its prompts bound: it carries x from time t to time s <= t.
 
     `kind` says which calls are trained: "two_time" any pair, "single_time" only s = 0, "velocity" only `velocity`. Times are
-    numbers; maps that are networks also take [N] tensors, a time for each row.
+    numbers, or tensors [N] for maps that are networks.
     """
 
     @property
     def kind(self) -> FlowMapKind: ...
 
-    def __call__(self, x: "Tensor", t: "Time", s: "Time") -> "Tensor":
+    def __call__(self, x: "Tensor", t: Time, s: Time) -> "Tensor":
         """psi(x, t, s) for x [N, ...] at time t; [N, ...], float32."""
         ...
 
-    def velocity(self, x: "Tensor", t: "Time") -> "Tensor":
+    def velocity(self, x: "Tensor", t: Time) -> "Tensor":
         """v(x, t) = E[eps - x_0 | x_t = x]; [N, ...], float32."""
         ...
 
@@ -58,6 +59,51 @@ class Sampler(Extension):
         Args:
             x: [N, ...], float32.
         Returns: its mean [N, ...] and one standard deviation for the whole batch.
+        """
+
+
+class Objective(Extension):
+    """What a rollout and its advantages make of the policy: portions of work, one forward pass each, and a loss for each.
+
+    For each portion `predict` is called with the policy and, where they are wanted, with the reference and with the policy that
+    sampled; the three differ in their weights alone. A portion is whatever the objective likes.
+    """
+
+    maps: ClassVar[tuple[FlowMapKind, ...]] = ("two_time", "single_time", "velocity")  # that it can train
+    density: ClassVar[bool] = False  # takes the likelihood of stochastic steps; otherwise finished samples suffice
+
+    @property
+    def wants_reference(self) -> bool:
+        """Whether `loss` needs the reference's prediction: one more forward pass a portion."""
+        return False
+
+    @property
+    def wants_old(self) -> bool:
+        """Whether `loss` needs the prediction of the policy that sampled: one more forward pass, unless it is the policy."""
+        return False
+
+    def behaviour_decay(self, updates: int) -> float | None:
+        """Decay of the averaged weights that sample, after `updates` updates; None where the policy itself samples."""
+        return None
+
+    @abstractmethod
+    def portions(self, lesson: "Lesson") -> Sequence[Any]:
+        """The work of one pass over a rollout; their losses add up to the whole."""
+
+    @abstractmethod
+    def predict(self, portion: Any, generator: "Generator") -> "Tensor":
+        """What a network says of a portion; float32, rows first."""
+
+    @abstractmethod
+    def loss(
+        self, portion: Any, prediction: "Tensor", *, reference: "Tensor | None" = None, old: "Tensor | None" = None
+    ) -> tuple["Tensor", dict[str, "Tensor"]]:
+        """The portion's share of the loss, a scalar, and figures of its rows, each [n] without gradient.
+
+        Args:
+            old: None where it is wanted and the policy itself sampled: then it is the prediction, detached.
+        `loss` is always among the figures; `kl` is the distance to the reference, `ratio` and `clip_fraction` those of a
+        likelihood ratio.
         """
 
 

@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from workbench.config import RunConfig
-from workbench.contracts import Generator, RewardFunction, Sampler, Task
+from workbench.contracts import FlowMapKind, Generator, RewardFunction, Sampler, Task
 from workbench.events import CheckpointReady, Measure, Progress
 from workbench.flow import seed_stream, seeded_noise, time_grid
 from workbench.models.policy import Policy
 from workbench.rollout import drain
-from workbench.samplers import SAMPLERS
+from workbench.samplers.asfmc_endpoint import EndpointSampler
+from workbench.samplers.ode import ODESampler
 
 THUMBNAIL = 64  # pixels; pictures are compared at most at this size
 
@@ -37,17 +38,28 @@ def load_policy(config: RunConfig, checkpoint: CheckpointReady | None = None, de
     return policy
 
 
+def deployed_sampler(kind: FlowMapKind) -> Sampler:
+    """How finished images are drawn: deterministic steps, or for a single-time map multistep consistency sampling."""
+    return EndpointSampler(noise=1.0) if kind == "single_time" else ODESampler()
+
+
 def generate(
     policy: Policy,
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
-    steps: int,
+    steps: int = 4,
     shift: float = 1.0,
+    times: Sequence[float] | None = None,
     sampler: Sampler | None = None,
 ) -> Tensor:
-    """Images of prompts at seeds, [N, 3, H, W] in [0, 1]; `stream_images` run to its end."""
-    return drain(stream_images(policy.generator, prompts, seeds, steps=steps, shift=shift, sampler=sampler))
+    """Images of prompts at seeds, [N, 3, H, W] in [0, 1]; `stream_images` run to its end.
+
+    Args:
+        times: the grid, where it is not the uniform one of `steps` and `shift`.
+    """
+    times = times or time_grid(steps, shift)
+    return drain(stream_images(policy.generator, prompts, seeds, times=times, sampler=sampler))
 
 
 @torch.no_grad()
@@ -56,17 +68,17 @@ def stream_images(
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
-    steps: int,
-    shift: float = 1.0,
+    times: Sequence[float],
     sampler: Sampler | None = None,
     batch: int = 512,
 ) -> Stream[Progress, None, Tensor]:
     """Images of prompts at seeds; yields progress, returns [N, 3, H, W] in [0, 1] on the CPU.
 
     Args:
-        sampler: the transition kernel, deterministic where none is given; each image draws its noise from its own seed.
+        times: the grid, from 1 down to 0.
+        sampler: the transition kernel, `deployed_sampler` where none is given; each image draws its noise from its own seed.
     """
-    times, kernel = time_grid(steps, shift), sampler or SAMPLERS["ode"]()
+    kernel, steps = sampler or deployed_sampler(generator.kind), len(times) - 1
     images = []
     for start in range(0, len(prompts), batch):
         own = seeds[start : start + batch]
@@ -137,6 +149,11 @@ def breakdown(values: Tensor, sample: HeldOut, task: Task) -> dict[str, Measure]
     for index, prompt in enumerate(sample.prompts):
         rows.setdefault(skill(prompt), []).append(index)
     return {name: interval(values[index].double().view(-1, sample.group_size).mean(1)) for name, index in rows.items()}
+
+
+def measure_groups(values: Mapping[str, Tensor], group_size: int) -> dict[str, Measure]:
+    """Per-image values [N] by name, as means over groups with their 95 % intervals."""
+    return {name: interval(value.double().view(-1, group_size).mean(1)) for name, value in values.items()}
 
 
 def interval(values: Tensor) -> Measure:

@@ -63,7 +63,7 @@ class GroupsScored:
     parts: dict[str, tuple[float, ...]]  # each reward by name, before weighting
     advantages: tuple[float, ...]
     steps: tuple[int, ...]  # indices of the stochastic steps that are trained
-    log_probs: tuple[tuple[float, ...], ...]  # [steps][P * G]
+    log_probs: tuple[tuple[float | None, ...], ...]  # [steps][P * G]; None where a sample took no part in the step
     noise_std: tuple[float, ...]  # [steps], data units
     groups_shown: tuple[int, ...]  # indices into prompts
     preview: Preview  # [len(groups_shown) * G] images, group after group

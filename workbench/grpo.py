@@ -39,6 +39,38 @@ def group_advantages(
     return (centred / scale).clamp(-clip, clip).flatten()
 
 
+def gdpo_advantages(
+    parts: Tensor,
+    weights: Sequence[float],
+    group_size: int,
+    *,
+    std: Literal["group", "global"] = "group",
+    std_floor: float = 1e-4,
+    clip: float = 5.0,
+) -> Tensor:
+    """Advantages of several rewards, each compared by itself before they are summed, so that none drowns another.
+
+    A weighted sum of rewards lets two samples with different rewards and the same sum look alike, and the reward with the widest
+    spread decide. Here each reward is normalised in its group, weighted and summed; the sum is normalised over the whole batch.
+
+    Args:
+        parts: [R, P * G], a row for each reward, otherwise as for `group_advantages`.
+        weights: [R].
+    Returns: [P * G], float32; zero where every reward of the group is constant.
+    Raises: ValueError: as `group_advantages` does, or if there is not one weight a reward.
+    Source: GDPO (arXiv:2601.05242), group reward-decoupled normalisation.
+    """
+    if len(weights) != len(parts):
+        raise ValueError(f"gdpo needs one weight for each reward, got {len(weights)} for {len(parts)}")
+    each = [
+        weight * group_advantages(part, group_size, std=std, std_floor=std_floor, clip=clip)
+        for weight, part in zip(weights, parts, strict=True)
+    ]
+    total = torch.stack(each).sum(0)  # zero mean in every group, hence over the batch, unless clipped
+    spread = total.square().mean().sqrt()
+    return (total / (spread + std_floor).clamp_min(torch.finfo(torch.float32).tiny)).clamp(-clip, clip)
+
+
 def constant_groups(rewards: Tensor, group_size: int) -> Tensor:
     """Which groups carry no gradient because all their rewards are equal.
 

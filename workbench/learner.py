@@ -2,24 +2,25 @@
 
 import math
 from collections.abc import Generator as Stream
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from workbench.config import RunConfig
-from workbench.contracts import FlowMapKind
-from workbench.evaluate import breakdown, held_out, measure, stream_images, thumbnails, to_uint8
-from workbench.events import CheckpointReady, Controls, Evaluated, Event, Measure, Preview, Progress, Sampled
-from workbench.flow import seed_stream, seeded_uniform, time_grid
-from workbench.grpo import step_weights
+from workbench.contracts import Generator
+from workbench.events import CheckpointReady, Controls, Progress
+from workbench.examiner import Examiner, expect_finite
+from workbench.flow import seed_stream
+from workbench.grpo import gdpo_advantages, group_advantages
+from workbench.lesson import Lesson
 from workbench.models.policy import Policy
 from workbench.optim import AveragedWeights, load_optimizer_tensors, optimizer_tensors, set_learning_rate
-from workbench.rollout import Plan
+from workbench.planning import kernel_stds, plan_rollout
+from workbench.rollout import Plan, Rollout
 from workbench.scoring import Rewards
 
 if TYPE_CHECKING:
@@ -48,12 +49,6 @@ class Learner:
             seed=config.seed,
             precision=config.compute.precision,
         )
-        kind = self.policy.generator.kind
-        if kind not in config.sampler.needs:
-            raise ValueError(
-                f"sampler {config.sampler.name!r} needs a {' or '.join(config.sampler.needs)} map, "
-                f"and {config.model.name!r} is a {kind} map"
-            )
         self.optimizer = accelerator.prepare(
             torch.optim.AdamW(
                 self.policy.parameters.values(),
@@ -63,16 +58,15 @@ class Learner:
             )
         )
         self.average = AveragedWeights(self.policy.parameters, optimizer.ema_decay)
+        decides = config.objective.behaviour_decay(0) is not None
+        self.behaviour = AveragedWeights(self.policy.parameters, 0.0) if decides else None  # what samples, if not the policy
         self.rewards = Rewards(config.rewards, self.device)
-        self.times = time_grid(config.rollout.steps, config.rollout.shift)
-        self.step_weights = self._step_weights()
-        self.spreads = [1.0] * (config.rollout.steps - 1)  # running reward spread inside groups, by branching step
+        self.examiner = Examiner(config, self.policy, self.averaged, self.rewards)
+        self.stds = kernel_stds(config.sampler, config.model.kind, config.times)
+        self.spreads = [1.0] * len(config.training_steps)  # running reward spread inside groups, by branching step
         self.iteration = 0
         self.checked = False  # whether preflight has been
         self.evaluated = -1  # the iteration up to which every evaluation that was due has been
-        self.base_reward: float | None = None  # of the first held-out evaluation
-        self.best_reward, self.best_iteration = -math.inf, 0
-        self._base_images: dict[int, Tensor] = {}
 
     def draw_prompts(self) -> tuple[list[str], int]:
         """This process's prompts of the iteration, one per group, and the index of its first in the whole batch."""
@@ -85,21 +79,53 @@ class Learner:
         return [available[index] for index in order[first : first + own].tolist()], first
 
     def plan(self) -> Plan:
-        """How this iteration's rollout is drawn; the branching step is chosen in proportion to the reward spread it brings."""
-        rollout, grpo, compute = self.config.rollout, self.config.grpo, self.config.compute
-        step = None
-        if rollout.mode == "branch":
-            draw = seeded_uniform(self.config.seed, "branch step", self.iteration) * sum(self.spreads)
-            step = next((i for i in range(len(self.spreads)) if draw < sum(self.spreads[: i + 1])), len(self.spreads) - 1)
-        return Plan(
-            self.times,
-            grpo.group_size,
-            step,
-            rollout.completion,
-            rollout.antithetic,
-            rollout.shared_noise,
-            compute.sample_batch,
-            compute.train_batch,
+        """How this iteration's rollout is drawn."""
+        return plan_rollout(self.config, self.iteration, self.stds, self.spreads)
+
+    @contextmanager
+    def sampling(self) -> Iterator[Generator]:
+        """The generator with the weights that sample: the policy's own, or the average that the objective asks for."""
+        if self.behaviour is None:
+            yield self.policy.generator
+        else:
+            with self.behaviour.applied():
+                yield self.policy.generator
+
+    def lesson(self, rollout: Rollout, parts: Mapping[str, Tensor]) -> Lesson:
+        """A rollout with its rewards by name, each [N], compared: samples in their groups, and at every step the nodes.
+
+        The reward of a node is the mean of those that descend from it, and it is compared with the prompt's other nodes of that
+        step: for a trajectory this is the sample's own advantage, for a tree the difference that its branch made.
+        """
+        credits = []
+        for transition in rollout.transitions:
+            nodes = {name: values[transition.leaves].mean(-1).flatten() for name, values in parts.items()}  # each [M * C]
+            prompts = int(transition.rows.max()) + 1
+            credits.append(self._compare(nodes, transition.log_probs.numel() // prompts).view(transition.log_probs.shape))
+        return Lesson(
+            rollout,
+            self.config.sampler,
+            self._compare(parts, rollout.group_size),
+            tuple(credits),
+            self.stds,
+            self.config.compute.train_batch,
+            (self.config.seed, self.iteration),
+        )
+
+    def _compare(self, parts: Mapping[str, Tensor], size: int) -> Tensor:
+        """Advantages of this process's samples or nodes among groups of `size`; statistics over all processes."""
+        grpo = self.config.grpo
+        if grpo.combine == "gdpo":
+            gathered = torch.stack([self.gather(values) for values in parts.values()])
+            weights = [self.rewards.weights[name] for name in parts]
+            return self.own(
+                gdpo_advantages(
+                    gathered, weights, size, std=grpo.advantage_std, std_floor=grpo.std_floor, clip=grpo.advantage_clip
+                )
+            )
+        rewards = self.gather(self.rewards.total(parts))
+        return self.own(
+            group_advantages(rewards, size, std=grpo.advantage_std, std_floor=grpo.std_floor, clip=grpo.advantage_clip)
         )
 
     def decode(self, latents: Tensor) -> Stream[Progress, None, Tensor]:
@@ -107,7 +133,7 @@ class Learner:
 
         Raises: FloatingPointError: if the latents are not finite.
         """
-        self._expect_finite(latents)
+        expect_finite(latents, self.iteration)
         images, size = [], self.config.compute.sample_batch
         for start in range(0, len(latents), size):
             with torch.no_grad():
@@ -134,11 +160,13 @@ class Learner:
         first = count * self.accelerator.process_index
         return values[first : first + count].to(self.device)
 
-    def learn_spread(self, step: int | None, rewards: Tensor) -> None:
-        """Remember how much reward varies inside groups that branched at `step`."""
-        if step is not None:
-            spread = float(rewards.view(-1, self.config.grpo.group_size).std(1, correction=0).mean())
-            self.spreads[step] += 0.2 * (max(spread, 1e-3) - self.spreads[step])
+    def learn_spreads(self, lesson: Lesson, rewards: Tensor) -> None:
+        """Remember how much reward varies inside groups that branched, by the step where they did."""
+        if self.config.rollout.mode != "branch":
+            return
+        for transition in lesson.rollout.transitions:
+            spread = float(self.gather(rewards[transition.leaves[..., 0]].std(1, correction=0)).mean())
+            self.spreads[transition.step] += 0.2 * (max(spread, 1e-3) - self.spreads[transition.step])
 
     def learning_rate(self) -> float:
         """Linear warm-up, then a linear fall to `final_share`."""
@@ -160,53 +188,12 @@ class Learner:
             self.optimizer.zero_grad()
             raise FloatingPointError(
                 f"iteration {self.iteration}: the gradient norm is {float(norm)}; "
-                "lower optimizer.learning_rate or raise grpo.kl_weight, then resume"
+                "lower optimizer.learning_rate or raise objective.kl_weight, then resume"
             )
         set_learning_rate(self.optimizer, self.learning_rate())
         self.optimizer.step()
         self.optimizer.zero_grad()
         return norm
-
-    def evaluate(self, images: int, steps: Sequence[int]) -> Iterator[Event]:
-        """Held-out evaluation with averaged weights; also keeps the best iteration and watches for collapse.
-
-        Raises: FloatingPointError: if the held-out reward has collapsed against the base.
-        """
-        settings = self.config.evaluation
-        sample = held_out(self.config.task, images, settings.group_size, settings.seed)
-        measures: dict[int, dict[str, Measure]] = {}
-        skills: dict[str, Measure] = {}
-        shown = self._shown()
-        preview = torch.empty(0)
-        for count in steps:
-            with self.averaged():
-                pictures = yield from self._pictures(sample.prompts, sample.seeds, count)
-            self._expect_finite(pictures)
-            base = yield from self._base_pictures(count)
-            measures[count] = measure(pictures, sample, self.config.task, self.rewards.functions, base[: len(pictures)])
-            if count == self.config.rollout.steps or not len(preview):
-                preview = to_uint8(pictures[shown])
-                success = self.rewards.functions[self.rewards.main](pictures, sample.prompts)
-                skills = breakdown(success, sample, self.config.task)
-        prompts, seeds = zip(*((sample.prompts[i], sample.seeds[i]) for i in shown), strict=True)
-        yield Evaluated(self.iteration, measures, len(sample.prompts), prompts, seeds, Preview(preview), skills)
-        self._judge(measures.get(self.config.rollout.steps) or measures[steps[-1]])
-
-    def sample(self) -> Iterator[Event]:
-        """Pictures of held-out prompts at the evaluation's seeds, on request."""
-        settings = self.config.evaluation
-        sample = held_out(self.config.task, settings.final_images, settings.group_size, settings.seed)
-        prompts, seeds = zip(*((sample.prompts[i], sample.seeds[i]) for i in self._shown()), strict=True)
-        with self.averaged():
-            pictures = yield from self._pictures(prompts, seeds, self.config.rollout.steps)
-        yield Sampled(self.iteration, prompts, seeds, Preview(to_uint8(pictures)))
-
-    def _shown(self) -> list[int]:
-        """Places of the images kept, the same in every evaluation: one of each prompt first, then further ones."""
-        settings = self.config.evaluation
-        groups = max(1, min(settings.images, settings.final_images) // settings.group_size)
-        size = settings.group_size
-        return [group * size + turn for turn in range(size) for group in range(groups)][: settings.preview]
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -217,54 +204,11 @@ class Learner:
             with self.average.applied():
                 yield
 
-    def _step_weights(self) -> list[float]:
-        """The weight of every stochastic step of the grid, whichever of them an iteration trains."""
-        steps = list(pairwise(self.times))[:-1]
-        still, latent = _Still(self.policy.generator.kind), torch.zeros(1, *self.policy.generator.latent_shape)
-        stds = [self.config.sampler.step(still, latent, t, s).std for t, s in steps]
-        return step_weights(stds, self.config.grpo.step_weights, spans=[t - s for t, s in steps]).tolist()
-
-    def _pictures(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> Stream[Progress, None, Tensor]:
-        return stream_images(
-            self.policy.generator,
-            prompts,
-            seeds,
-            steps=steps,
-            shift=self.config.rollout.shift,
-            batch=self.config.compute.sample_batch,
-        )
-
-    def _base_pictures(self, steps: int) -> Stream[Progress, None, Tensor]:
-        """What the reference draws for the same sample, as thumbnails.
-
-        Made once, for the longest sample whoever asks first: a shorter one is its beginning, and a resumed run's are the same.
-        """
-        if steps not in self._base_images:
-            settings = self.config.evaluation
-            longest = held_out(self.config.task, max(settings.images, settings.final_images), settings.group_size, settings.seed)
-            with self.policy.reference():
-                pictures = yield from self._pictures(longest.prompts, longest.seeds, steps)
-            self._base_images[steps] = thumbnails(pictures)
-        return self._base_images[steps]
-
-    def _expect_finite(self, samples: Tensor) -> None:
-        """A reward should not be blamed for what the policy drew."""
-        if not torch.isfinite(samples).all():
-            raise Diverged(f"iteration {self.iteration}: the policy's samples are not finite; {REMEDY}")
-
-    def _judge(self, measures: dict[str, Measure]) -> None:
-        """Remember the best iteration; stop a run whose held-out reward has collapsed."""
-        reward = sum(weight * measures[name].value for name, weight in self.rewards.weights.items())
-        if self.base_reward is None:
-            self.base_reward = reward
-        if reward > self.best_reward:
-            self.best_reward, self.best_iteration = reward, self.iteration
-        floor = self.config.guard.collapse * self.base_reward
-        if self.base_reward > 0 and reward < floor:
-            raise Diverged(
-                f"iteration {self.iteration}: the held-out reward fell to {reward:.3g}, below "
-                f"{self.config.guard.collapse:.0%} of the base's {self.base_reward:.3g}; {REMEDY}"
-            )
+    def average_weights(self) -> None:
+        """Let the averages follow the policy after an update."""
+        self.average.update()
+        if self.behaviour is not None:
+            self.behaviour.update(self.config.objective.behaviour_decay(self.behaviour.updates))
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Copies of the parameters and the optimizer's state, for `undo`."""
@@ -282,12 +226,10 @@ class Learner:
         state = {
             "iteration": self.iteration,
             "checked": self.checked,
-            "evaluated": self.evaluated,
+            "evaluated": -1 if self.examiner.waiting else self.evaluated,  # what has not been told would be lost, so do it again
             "spreads": self.spreads,
             "updates": self.average.updates,
-            "base_reward": self.base_reward,
-            "best": self.best_iteration,
-            "best_reward": None if self.base_reward is None else self.best_reward,
+            **self.examiner.state(),
             "config": self.config.model_dump(mode="json"),
         }
         tensors = {
@@ -295,6 +237,8 @@ class Learner:
             "ema": self.average.average,
             "optimizer": optimizer_tensors(self.optimizer),
         }
+        if self.behaviour is not None:
+            tensors["behaviour"] = self.behaviour.average
         return CheckpointReady(self.iteration, tensors, state)
 
     def restore(self, checkpoint: CheckpointReady) -> None:
@@ -304,30 +248,10 @@ class Learner:
         """
         self.policy.load(checkpoint.tensors["policy"])
         self.average.load(checkpoint.tensors["ema"], checkpoint.state["updates"])
+        if self.behaviour is not None:
+            self.behaviour.load(checkpoint.tensors["behaviour"], checkpoint.state["updates"])
         load_optimizer_tensors(self.optimizer, checkpoint.tensors["optimizer"])
         self.iteration = checkpoint.iteration
         self.checked, self.evaluated = checkpoint.state["checked"], checkpoint.state["evaluated"]
         self.spreads = list(checkpoint.state["spreads"])
-        if checkpoint.state["base_reward"] is not None:
-            self.base_reward, self.best_reward = checkpoint.state["base_reward"], checkpoint.state["best_reward"]
-            self.best_iteration = checkpoint.state["best"]
-
-
-REMEDY = "resume from an earlier checkpoint with a smaller optimizer.learning_rate or a larger grpo.kl_weight"
-
-
-@dataclass(frozen=True)
-class _Still:
-    """A flow map that goes nowhere: a kernel's standard deviation does not depend on the map."""
-
-    kind: FlowMapKind
-
-    def __call__(self, x: Tensor, t: float, s: float) -> Tensor:
-        return x
-
-    def velocity(self, x: Tensor, t: float) -> Tensor:
-        return torch.zeros_like(x)
-
-
-class Diverged(FloatingPointError):
-    """The policy itself has gone wrong, so its present state is not worth keeping."""
+        self.examiner.restore(checkpoint.state)

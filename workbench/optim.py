@@ -20,9 +20,10 @@ class AveragedWeights:
         self.average = {name: value.detach().clone() for name, value in self.parameters.items()}
 
     @torch.no_grad()
-    def update(self) -> None:
+    def update(self, decay: float | None = None) -> None:
+        """Move toward the parameters; with another `decay` where one is given."""
         self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if decay is None else decay
         torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.parameters.values()], 1 - decay)
 
     @contextmanager

@@ -1,6 +1,9 @@
 """Questions worth a minute before hours of training: is the ratio 1, is there anything to learn from, does it fit?"""
 
+import math
 from collections.abc import Generator as Stream
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import psutil
@@ -8,10 +11,10 @@ import torch
 from torch import Tensor
 
 from workbench.events import Check, Level, Progress
-from workbench.flow import Gaussian
+from workbench.flow import noise_rate, noise_share
 from workbench.grpo import constant_groups
-from workbench.rollout import Rollout, child_log_probs, stream_rollout
-from workbench.update import portions, state_means
+from workbench.rollout import stream_rollout
+from workbench.update import first_ratios
 
 if TYPE_CHECKING:
     from workbench.learner import Learner
@@ -23,37 +26,26 @@ def preflight(learner: "Learner") -> Stream[Progress, None, tuple[Check, ...]]:
 
     config = learner.config
     prompts, first = learner.draw_prompts()
-    rollout = yield from stream_rollout(
-        learner.policy.generator, config.sampler, prompts, learner.plan(), key=(config.seed, "preflight"), first_prompt=first
-    )
+    with learner.sampling() as generator:
+        rollout = yield from stream_rollout(
+            generator, config.sampler, prompts, learner.plan(), key=(config.seed, "preflight"), first_prompt=first
+        )
     images = yield from learner.decode(rollout.final)
-    rewards = learner.rewards.total(learner.rewards.score(images, rollout.prompts))
+    parts = learner.rewards.score(images, rollout.prompts)
+    rewards = learner.rewards.total(parts)
     seeds = list(range(config.evaluation.seed, config.evaluation.seed + len(rollout.prompts)))
     plain = yield from stream_images(
-        learner.policy.generator,
-        rollout.prompts,
-        seeds,
-        steps=config.rollout.steps,
-        shift=config.rollout.shift,
-        batch=config.compute.sample_batch,
+        learner.policy.generator, rollout.prompts, seeds, times=config.times, batch=config.compute.sample_batch
     )
     deterministic = learner.rewards.total(learner.rewards.score(plain.to(learner.device), rollout.prompts))
-    ratios = list(_ratios(learner, rollout))
+    ratios = list(first_ratios(learner, learner.lesson(rollout, parts)))
     return (
-        ratio_check(torch.cat(ratios)),
-        spread_check(rewards, config.grpo.group_size),
+        *([ratio_check(torch.cat(ratios))] if ratios else []),
+        spread_check(rewards, rollout.group_size),
         noise_check(rewards, deterministic),
+        *([scale_check(learner.stds, config.times)] if rollout.transitions else []),
         memory_check(learner.device),
     )
-
-
-def _ratios(learner: "Learner", rollout: Rollout) -> Stream[Tensor, None, None]:
-    """Each stochastic step's ratios, recomputed with gradients as an update would."""
-    for transition in rollout.transitions:
-        for rows in portions(len(transition.states), learner.config.compute.train_batch):
-            mean = state_means(learner.policy.generator, learner.config.sampler, transition, rows).detach()
-            log_probs = child_log_probs(Gaussian(mean, transition.std), transition.children[rows])
-            yield torch.exp(log_probs - transition.log_probs[rows]).flatten()
 
 
 def ratio_check(ratios: Tensor) -> Check:
@@ -112,6 +104,18 @@ def noise_check(rewards: Tensor, deterministic: Tensor) -> Check:
             lost,
         )
     return Check("noise", "red", f"{told} The noise ruins the samples that are trained on: lower sampler.noise.", lost)
+
+
+def scale_check(stds: Sequence[float], times: Sequence[float]) -> Check:
+    """The kernel's noise in the units that all kernels share, step by step; never a fault."""
+    steps = list(zip(stds, pairwise(times[:-1]), strict=True))
+    shares = ", ".join(f"{noise_share(std, s):.2g}" for std, (_, s) in steps)
+    rates = [noise_rate(std, t, s) for std, (t, s) in steps[1:]]  # from pure noise every rate is 0 or infinite
+    told = f"Share of the noise that each stochastic step draws afresh: {shares}."
+    if rates:
+        shown = ", ".join("all" if math.isinf(rate) else f"{rate:.2g}" for rate in rates)
+        told += f" In the common unit lambda, from the second step on: {shown}."
+    return Check("noise scale", "green", told, max(stds))
 
 
 def memory_check(device: torch.device) -> Check:

@@ -22,10 +22,12 @@ from workbench.events import (
     Preview,
     Started,
 )
-from workbench.grpo import constant_groups, group_advantages
-from workbench.learner import REMEDY, Diverged, Learner
+from workbench.examiner import REMEDY, Diverged
+from workbench.grpo import constant_groups
+from workbench.learner import Learner
+from workbench.lesson import Lesson
 from workbench.preflight import preflight
-from workbench.rollout import Rollout, stream_rollout
+from workbench.rollout import stream_rollout
 from workbench.update import update_policy
 
 if TYPE_CHECKING:
@@ -66,70 +68,74 @@ def train(
             yield from _evaluate(learner)
             wishes = learner.agree(controls)
             if wishes.sample:
-                yield from learner.sample()
+                yield from learner.examiner.sample(learner.iteration)
                 controls.sample = False  # only now: a pause waits until the wish is granted
             due = learner.iteration == config.iterations or learner.iteration % config.record.checkpoint_every == 0
-            improved = learner.iteration == learner.best_iteration  # otherwise the best would not be kept
+            improved = learner.iteration == learner.examiner.best_iteration  # otherwise the best would not be kept
             if due or improved or wishes.save or wishes.stop:
                 controls.save = False
+                yield from learner.examiner.told(wait=True)  # a resumed run could not make it again
                 yield learner.checkpoint()
+        yield from learner.examiner.told(wait=True)
     except Diverged:
         raise
     except (FloatingPointError, RewardFailed):
         yield learner.checkpoint()  # the iteration that failed has changed nothing yet
         raise
-    yield Finished(
-        learner.iteration, {"stopped": learner.iteration < config.iterations, "best_iteration": learner.best_iteration}
-    )
+    finally:
+        learner.examiner.close()
+    summary = {"stopped": learner.iteration < config.iterations, "best_iteration": learner.examiner.best_iteration}
+    yield Finished(learner.iteration, summary)
 
 
 def _evaluate(learner: Learner) -> Iterator[Event]:
-    """The held-out evaluation, if one is due: the whole of it before the first and after the last update, else a shorter one."""
-    settings, steps = learner.config.evaluation, learner.config.rollout.steps
+    """The held-out evaluation, if one is due: the whole of it before the first and after the last update, else a shorter one.
+
+    Also tells of earlier ones, whose judges have meanwhile come to their end.
+    """
+    settings, steps = learner.config.evaluation, learner.config.sampling_steps
+    yield from learner.examiner.told()
     if learner.evaluated == learner.iteration:
         return
     if learner.iteration in (0, learner.config.iterations):
-        yield from learner.evaluate(settings.final_images, sorted({*settings.steps, steps}))
+        whole = sorted({*settings.steps, steps})
+        yield from learner.examiner.evaluate(learner.iteration, settings.final_images, whole)
     elif learner.iteration % settings.every == 0:
-        yield from learner.evaluate(settings.images, (steps,))
+        yield from learner.examiner.evaluate(learner.iteration, settings.images, (steps,))
     learner.evaluated = learner.iteration
+    yield from learner.examiner.told()
 
 
 def _iterate(learner: Learner) -> Iterator[Event]:
     """One policy update: draw, score, compare, improve."""
-    grpo, plan = learner.config.grpo, learner.plan()
+    config, plan = learner.config, learner.plan()
     began = time.perf_counter()
     prompts, first = learner.draw_prompts()
-    rollout = yield from stream_rollout(
-        learner.policy.generator,
-        learner.config.sampler,
-        prompts,
-        plan,
-        key=(learner.config.seed, learner.iteration),
-        first_prompt=first,
-    )
+    with learner.sampling() as generator:
+        rollout = yield from stream_rollout(
+            generator, config.sampler, prompts, plan, key=(config.seed, learner.iteration), first_prompt=first
+        )
     images = yield from learner.decode(rollout.final)
     sampled = time.perf_counter()
     parts = learner.rewards.score(images, rollout.prompts)  # each [N]
-    rewards = learner.gather(learner.rewards.total(parts))  # over all processes
-    advantages = group_advantages(
-        rewards, grpo.group_size, std=grpo.advantage_std, std_floor=grpo.std_floor, clip=grpo.advantage_clip
-    )
+    lesson = learner.lesson(rollout, parts)
     scored = time.perf_counter()
-    yield _groups(learner, rollout, images, parts, advantages)
+    yield _groups(learner, lesson, images, parts)
     resumed = time.perf_counter()
     rate = learner.learning_rate()
-    figures = yield from update_policy(learner, rollout, learner.own(advantages))
-    learner.average.update()
-    learner.learn_spread(plan.branch_step, rewards)
+    figures = yield from update_policy(learner, lesson)
+    learner.average_weights()
+    own = learner.rewards.total(parts)
+    learner.learn_spreads(lesson, own)
+    rewards = learner.gather(own)
     learner.iteration += 1
     updated = time.perf_counter()
     seconds = scored - began + updated - resumed
     metrics = figures | {
         "reward": float(rewards.mean()),
-        "reward_std": float(rewards.view(-1, grpo.group_size).std(1, correction=0).mean()),
-        "constant_groups": float(constant_groups(rewards, grpo.group_size).float().mean()),
-        "advantage": float(advantages.abs().mean()),
+        "reward_std": float(rewards.view(-1, plan.group_size).std(1, correction=0).mean()),
+        "constant_groups": float(constant_groups(rewards, plan.group_size).float().mean()),
+        "advantage": float(learner.gather(lesson.advantages).abs().mean()),
         "learning_rate": rate,
         "images_per_second": len(rewards) / seconds,
         "rollout_seconds": sampled - began,
@@ -137,19 +143,19 @@ def _iterate(learner: Learner) -> Iterator[Event]:
         "update_seconds": updated - resumed,
     }
     metrics |= {f"reward/{name}": float(learner.gather(values).mean()) for name, values in parts.items()}
-    if plan.branch_step is not None:
-        metrics["branch_step"] = float(plan.branch_step)
+    if plan.structure == "branch" and len(plan.steps) == 1:
+        metrics["branch_step"] = float(plan.steps[0])
     yield IterationDone(learner.iteration, metrics, seconds)
-    if metrics.get("kl", 0.0) > learner.config.guard.max_kl:
+    if metrics.get("kl", 0.0) > config.guard.max_kl:
         raise Diverged(
             f"iteration {learner.iteration}: the KL to the reference is {metrics['kl']:.3g}, above guard.max_kl = "
-            f"{learner.config.guard.max_kl:g}; {REMEDY}"
+            f"{config.guard.max_kl:g}; {REMEDY}"
         )
 
 
-def _groups(learner: Learner, rollout: Rollout, images: Tensor, parts: dict[str, Tensor], advantages: Tensor) -> GroupsScored:
+def _groups(learner: Learner, lesson: Lesson, images: Tensor, parts: dict[str, Tensor]) -> GroupsScored:
     """What this process drew, with pictures of its first groups."""
-    record, size = learner.config.record, rollout.group_size
+    record, rollout, size = learner.config.record, lesson.rollout, lesson.rollout.group_size
     shown = range(min(record.groups_shown, len(rollout.prompts) // size) if learner.iteration % record.rollouts_every == 0 else 0)
     return GroupsScored(
         iteration=learner.iteration + 1,  # the update that they are drawn for
@@ -158,9 +164,9 @@ def _groups(learner: Learner, rollout: Rollout, images: Tensor, parts: dict[str,
         seeds=rollout.seeds,
         rewards=tuple(learner.rewards.total(parts).tolist()),
         parts={name: tuple(values.tolist()) for name, values in parts.items()},
-        advantages=tuple(learner.own(advantages).tolist()),
+        advantages=tuple(lesson.advantages.tolist()),
         steps=tuple(transition.step for transition in rollout.transitions),
-        log_probs=tuple(tuple(log_probs.tolist()) for log_probs in rollout.log_probs),
+        log_probs=tuple(tuple(None if v != v else v for v in values.tolist()) for values in rollout.log_probs),
         noise_std=tuple(transition.std for transition in rollout.transitions),
         groups_shown=tuple(shown),
         preview=Preview(to_uint8(images[: len(shown) * size])),

@@ -35,7 +35,7 @@ def measure_images(images: Tensor, sample: HeldOut, config: RunConfig) -> dict[s
 
 def draw(policy: Policy, sample: HeldOut, config: RunConfig, steps: int) -> Tensor:
     """Images of a sample with the deterministic sampler on the run's grid, [N, 3, H, W] in [0, 1]."""
-    return generate(policy, sample.prompts, sample.seeds, steps=steps, shift=config.rollout.shift)
+    return generate(policy, sample.prompts, sample.seeds, times=config.rollout.grid_of(steps))
 
 
 def bench_base(

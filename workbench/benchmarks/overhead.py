@@ -20,13 +20,12 @@ import torch
 
 from workbench.config import RunConfig, configure
 from workbench.events import CheckpointReady, Event, IterationDone
-from workbench.flow import time_grid
 from workbench.jobs import Job
+from workbench.lesson import portions
 from workbench.models.policy import Policy
 from workbench.samplers.ode import deterministic_step
 from workbench.store import Store
 from workbench.train import train
-from workbench.update import portions
 
 APP = Path(__file__).parents[2] / "app.py"
 ENDLESS = 1_000_000  # iterations
@@ -50,7 +49,7 @@ class Bare:
         self.config = config
         self.policy = Policy(config.model, torch.device("cpu"), adapter=config.adapter.kind)
         self.rewards = [weighted.reward.load(torch.device("cpu")) for weighted in config.rewards]
-        self.times = time_grid(config.rollout.steps, config.rollout.shift)
+        self.times = config.times
         groups, size, shape = config.grpo.groups, config.grpo.group_size, self.policy.generator.latent_shape
         prompts = config.task.prompts("train")
         chosen = [prompts[i % len(prompts)] for i in range(groups)]
@@ -95,7 +94,7 @@ class Bare:
     def _update(self, x: torch.Tensor, step: int) -> None:
         """A forward and backward pass for each state, and the reference's forward pass where the KL has weight."""
         for rows in portions(len(x), self.config.compute.train_batch):
-            if self.config.grpo.kl_weight:
+            if self.config.objective.wants_reference:
                 with self.policy.reference():
                     self._transition(x, rows, step)
             self._transition(x, rows, step).mean.backward(self.direction[rows])

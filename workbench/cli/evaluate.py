@@ -69,11 +69,12 @@ def evaluate_policy(chosen: Chosen, counts: tuple[int, ...], images: int | None,
     if chosen.checkpoint is not None:
         learner.restore(chosen.checkpoint)
     with Screen(chosen.title, 1) as screen:
-        for event in learner.evaluate(images or settings.final_images, counts):
-            if isinstance(event, Evaluated):
-                return event
+        for event in learner.examiner.evaluate(learner.iteration, images or settings.final_images, counts):
             screen.event(event)
-    raise AssertionError("an evaluation ends with its figures")
+        (event,) = learner.examiner.told(wait=True)
+    learner.examiner.close()
+    assert isinstance(event, Evaluated)
+    return event
 
 
 def _table(columns: "Mapping[str, Mapping[str, Measure]]") -> Any:

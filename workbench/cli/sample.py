@@ -50,10 +50,10 @@ def sample(
             chosen.config.task.check(text)
     say(f"{chosen.title}: {len(prompt)} x {count} images in {steps} steps")
     prompts, seeds = [text for text in prompt for _ in range(count)], list(range(seed, seed + count)) * len(prompt)
-    shift = chosen.config.rollout.shift
-    images = generate(chosen.load(), prompts, seeds, steps=steps, shift=shift, sampler=kernel)
+    times = chosen.config.rollout.grid_of(steps)
+    images = generate(chosen.load(), prompts, seeds, times=times, sampler=kernel)
     made: dict[str, object] = {"run": chosen.run, "iteration": chosen.iteration, "preset": None if run else preset}
-    made |= {"prompts": prompt, "seeds": seeds[:count], "steps": steps, "shift": shift, "sampler": kernel.model_dump()}
+    made |= {"prompts": prompt, "seeds": seeds[:count], "steps": steps, "times": times, "sampler": kernel.model_dump()}
     made |= {"model": chosen.config.model.model_dump(), "version": __version__}
     write_grid(out, images, count, to_json(made))
     show_json({"out": str(out)} | made) if as_json else show(

@@ -12,6 +12,8 @@ class ShapesDense(Reward):
 
     name: Literal["shapes_dense"] = "shapes_dense"
 
+    domain = "shapes"
+
     def load(self, device: torch.device) -> RewardFunction:
         from workbench.tasks.shapes_detector import score
 

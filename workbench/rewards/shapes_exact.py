@@ -12,6 +12,8 @@ class ShapesExact(Reward):
 
     name: Literal["shapes_exact"] = "shapes_exact"
 
+    domain = "shapes"
+
     def load(self, device: torch.device) -> RewardFunction:
         from workbench.tasks.shapes_detector import score
 

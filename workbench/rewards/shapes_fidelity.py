@@ -17,6 +17,8 @@ class ShapesFidelity(Reward):
     name: Literal["shapes_fidelity"] = "shapes_fidelity"
     worst: float = Field(0.1, gt=0, le=1, description="mean palette distance that scores 0 (RGB in [0, 1])")
 
+    domain = "shapes"
+
     def load(self, device: torch.device) -> RewardFunction:
         from workbench.tasks.shapes_detector import palette_distance
 

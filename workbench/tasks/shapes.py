@@ -21,6 +21,8 @@ class ShapesTask(Task):
 
     name: Literal["shapes"] = "shapes"
 
+    domain = "shapes"
+
     def prompts(self, split: Literal["train", "held_out"]) -> Sequence[str]:
         return _split()[split]
 

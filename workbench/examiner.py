@@ -1,0 +1,175 @@
+"""Held-out evaluation during a run: what is measured, what the judges say, which iteration was best, and when to give up."""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Generator as Stream
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench.config import RunConfig
+from workbench.evaluate import HeldOut, breakdown, held_out, measure, measure_groups, stream_images, thumbnails, to_uint8
+from workbench.events import Evaluated, Event, Measure, Preview, Progress, Sampled
+from workbench.models.policy import Policy
+from workbench.scoring import Judgement, Judges, Rewards
+
+REMEDY = "resume from an earlier checkpoint with a smaller optimizer.learning_rate or a larger objective.kl_weight"
+
+
+class Diverged(FloatingPointError):
+    """The policy itself has gone wrong, so its present state is not worth keeping."""
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """An evaluation whose judges are still at work."""
+
+    event: Evaluated
+    judgements: Mapping[int, Judgement]  # by number of steps
+
+
+class Examiner:
+    """Looks at the averaged weights through held-out prompts, the same seeds each time.
+
+    Judges that take long work beside the training: an evaluation is told once they are done.
+
+    Args:
+        averaged: puts the averaged weights in place of the policy's while it is entered.
+    """
+
+    def __init__(
+        self, config: RunConfig, policy: Policy, averaged: Callable[[], AbstractContextManager[None]], rewards: Rewards
+    ) -> None:
+        self.config, self.policy, self.averaged, self.rewards = config, policy, averaged, rewards
+        self.judges = Judges([judge.reward for judge in config.eval_rewards], policy.generator.device)
+        self.base_reward: float | None = None  # of the first held-out evaluation
+        self.best_reward, self.best_iteration = -math.inf, 0
+        self._base_images: dict[int, Tensor] = {}
+        self._pending: deque[_Pending] = deque()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether an evaluation has not been told yet."""
+        return bool(self._pending)
+
+    def evaluate(self, iteration: int, images: int, steps: Sequence[int]) -> Iterator[Event]:
+        """Sample and measure; `told` yields the evaluation when its judges are done.
+
+        Raises: FloatingPointError: if the samples are not finite, or the held-out reward has collapsed against the base.
+        """
+        settings = self.config.evaluation
+        sample = held_out(self.config.task, images, settings.group_size, settings.seed)
+        judged = held_out(self.config.task, min(images, settings.judged), settings.group_size, settings.seed)
+        measures: dict[int, dict[str, Measure]] = {}
+        judgements: dict[int, Judgement] = {}
+        skills: dict[str, Measure] = {}
+        shown = self._shown()
+        preview = torch.empty(0)
+        for count in steps:
+            with self.averaged():
+                pictures = yield from self._pictures(sample.prompts, sample.seeds, count)
+            expect_finite(pictures, iteration)
+            judgements[count] = self.judges.submit(pictures[: len(judged.prompts)], judged.prompts)
+            base = yield from self._base_pictures(count)
+            measures[count] = measure(pictures, sample, self.config.task, self.rewards.functions, base[: len(pictures)])
+            if count == self.config.sampling_steps or not len(preview):
+                preview = to_uint8(pictures[shown])
+                success = self.rewards.functions[self.rewards.main](pictures, sample.prompts)
+                skills = breakdown(success, sample, self.config.task)
+        prompts, seeds = _places(sample, shown)
+        event = Evaluated(iteration, measures, len(sample.prompts), prompts, seeds, Preview(preview), skills)
+        self._pending.append(_Pending(event, judgements))
+        self._weigh(iteration, measures.get(self.config.sampling_steps) or measures[steps[-1]])
+
+    def told(self, *, wait: bool = False) -> Iterator[Event]:
+        """The evaluations whose judges are done, oldest first; all of them with `wait`.
+
+        Raises: RewardFailed: if a judge failed.
+        """
+        while self._pending and (wait or all(judgement.done() for judgement in self._pending[0].judgements.values())):
+            event, judgements = self._pending[0].event, self._pending[0].judgements
+            size = self.config.evaluation.group_size
+            measures = {
+                steps: event.measures[steps] | measure_groups(judgement.result(), size) for steps, judgement in judgements.items()
+            }
+            self._pending.popleft()
+            yield replace(event, measures=measures)
+
+    def sample(self, iteration: int) -> Iterator[Event]:
+        """Pictures of held-out prompts at the evaluation's seeds, on request."""
+        settings = self.config.evaluation
+        sample = held_out(self.config.task, settings.final_images, settings.group_size, settings.seed)
+        prompts, seeds = _places(sample, self._shown())
+        with self.averaged():
+            pictures = yield from self._pictures(prompts, seeds, self.config.sampling_steps)
+        yield Sampled(iteration, prompts, seeds, Preview(to_uint8(pictures)))
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {
+            "base_reward": self.base_reward,
+            "best": self.best_iteration,
+            "best_reward": None if self.base_reward is None else self.best_reward,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        if state["base_reward"] is not None:
+            self.base_reward, self.best_reward = state["base_reward"], state["best_reward"]
+            self.best_iteration = state["best"]
+
+    def close(self) -> None:
+        """End the judges' thread."""
+        self.judges.close()
+
+    def _shown(self) -> list[int]:
+        """Places of the images kept, the same in every evaluation: one of each prompt first, then further ones."""
+        settings = self.config.evaluation
+        groups = max(1, min(settings.images, settings.final_images) // settings.group_size)
+        size = settings.group_size
+        return [group * size + turn for turn in range(size) for group in range(groups)][: settings.preview]
+
+    def _pictures(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> Stream[Progress, None, Tensor]:
+        times, batch = self.config.rollout.grid_of(steps), self.config.compute.sample_batch
+        return stream_images(self.policy.generator, prompts, seeds, times=times, batch=batch)
+
+    def _base_pictures(self, steps: int) -> Stream[Progress, None, Tensor]:
+        """What the reference draws for the same sample, as thumbnails.
+
+        Made once, for the longest sample whoever asks first: a shorter one is its beginning, and a resumed run's are the same.
+        """
+        if steps not in self._base_images:
+            settings = self.config.evaluation
+            longest = held_out(self.config.task, max(settings.images, settings.final_images), settings.group_size, settings.seed)
+            with self.policy.reference():
+                pictures = yield from self._pictures(longest.prompts, longest.seeds, steps)
+            self._base_images[steps] = thumbnails(pictures)
+        return self._base_images[steps]
+
+    def _weigh(self, iteration: int, measures: Mapping[str, Measure]) -> None:
+        """Remember the best iteration; stop a run whose held-out reward has collapsed."""
+        reward = sum(weight * measures[name].value for name, weight in self.rewards.weights.items())
+        if self.base_reward is None:
+            self.base_reward = reward
+        if reward > self.best_reward:
+            self.best_reward, self.best_iteration = reward, iteration
+        floor = self.config.guard.collapse * self.base_reward
+        if self.base_reward > 0 and reward < floor:
+            raise Diverged(
+                f"iteration {iteration}: the held-out reward fell to {reward:.3g}, below "
+                f"{self.config.guard.collapse:.0%} of the base's {self.base_reward:.3g}; {REMEDY}"
+            )
+
+
+def expect_finite(samples: Tensor, iteration: int) -> None:
+    """A reward should not be blamed for what the policy drew."""
+    if not torch.isfinite(samples).all():
+        raise Diverged(f"iteration {iteration}: the policy's samples are not finite; {REMEDY}")
+
+
+def _places(sample: HeldOut, shown: Sequence[int]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The prompts and seeds of some of a sample's images."""
+    return tuple(sample.prompts[i] for i in shown), tuple(sample.seeds[i] for i in shown)

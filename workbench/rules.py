@@ -1,0 +1,105 @@
+"""What must agree in a run's configuration, beyond the range of each setting; every refusal names the rule and the choices."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from workbench.flow import check_times
+from workbench.models import MODELS
+from workbench.objectives import OBJECTIVES
+from workbench.rewards import REWARDS
+from workbench.rollout import children_of_a_tree
+from workbench.samplers import SAMPLERS
+
+if TYPE_CHECKING:
+    from workbench.config import RunConfig
+
+
+def check_domain(config: "RunConfig") -> None:
+    """Model, rewards and prompts are about the same things."""
+    domain, task = config.task.domain, config.task.name
+    if config.model.domain not in ("", domain):
+        fitting = [name for name, model in MODELS.items() if model.domain in ("", domain)]
+        told = f"model {config.model.name!r} does not understand the prompts of task {task!r}"
+        raise ValueError(f"{told}; choose from: {_list(fitting)}")
+    for reward in [weighted.reward for weighted in config.rewards] + [judge.reward for judge in config.eval_rewards]:
+        if reward.domain not in ("", domain):
+            fitting = [name for name, known in REWARDS.items() if known.domain in ("", domain)]
+            raise ValueError(f"reward {reward.name!r} cannot score images of task {task!r}; choose from: {_list(fitting)}")
+
+
+def check_maps(config: "RunConfig") -> None:
+    """The sampler and the objective use the map in ways that it was trained for."""
+    kind = config.model.kind
+    for label, chosen, wanted, known in (
+        ("sampler", config.sampler, config.sampler.needs, {name: sampler.needs for name, sampler in SAMPLERS.items()}),
+        ("objective", config.objective, config.objective.maps, {name: objective.maps for name, objective in OBJECTIVES.items()}),
+    ):
+        if kind not in wanted:
+            raise ValueError(
+                f"{label} {chosen.name!r} needs a {' or '.join(wanted)} map, and {config.model.name!r} is a {kind} map; "
+                f"choose from: {_list([name for name, kinds in known.items() if kind in kinds])}"
+            )
+    if kind == "single_time" and config.rollout.mode in ("branch", "tree") and config.rollout.completion == "compose":
+        raise ValueError(
+            f"{config.model.name!r} is a single_time map, which reaches only the data: rollout.completion = 'compose' has no "
+            "steps to take; choose 'jump'"
+        )
+
+
+def check_noise(config: "RunConfig") -> None:
+    """Samples of a group differ, and where the objective needs it their steps have a density."""
+    sampler, rollout = config.sampler, config.rollout
+    silent = sampler.name == "ode" or getattr(sampler, "noise", 1.0) == 0 or getattr(sampler, "anchor", 1.0) == 0
+    if not silent:
+        return
+    noisy = _list([name for name, known in SAMPLERS.items() if name != "ode" and config.model.kind in known.needs])
+    cause = "at anchor = 0" if sampler.name != "ode" and getattr(sampler, "noise", 1.0) else "as it is set"
+    if config.objective.density:
+        raise ValueError(
+            f"sampler {sampler.name!r} draws no noise {cause}, so objective {config.objective.name!r} has no ratio to train; use "
+            f"noise > 0 and anchor > 0 with one of: {noisy}; or an objective that needs no ratio: "
+            f"{_list([name for name, known in OBJECTIVES.items() if not known.density]) or 'there is none'}"
+        )
+    if rollout.mode != "all" or rollout.shared_noise:
+        raise ValueError(
+            f"sampler {sampler.name!r} draws no noise {cause}, so the samples of a group must start from different noise: use "
+            f"rollout.mode = 'all' without rollout.shared_noise, or noise > 0 with one of: {noisy}"
+        )
+
+
+def check_rollout(config: "RunConfig") -> None:
+    """The grid descends, and what is stochastic lies on it."""
+    rollout, size = config.rollout, config.grpo.group_size
+    if rollout.grid == "custom":
+        if len(rollout.times) != rollout.steps + 1:
+            raise ValueError(
+                f"rollout.times must be rollout.steps + 1 = {rollout.steps + 1} numbers for the grid 'custom', got "
+                f"{len(rollout.times)}"
+            )
+        check_times(rollout.times)
+    elif rollout.times:
+        raise ValueError(f"rollout.times is only read by rollout.grid = 'custom', got the grid {rollout.grid!r}")
+    if rollout.mode == "window" and rollout.window > (within := min(rollout.window_until or rollout.steps, rollout.steps - 1)):
+        raise ValueError(
+            f"rollout.window = {rollout.window} is larger than the {within} steps it may lie in: the last step is never "
+            "stochastic; choose a smaller window or more rollout.steps"
+        )
+    chosen = rollout.chosen_steps
+    if rollout.mode == "branch" and rollout.branch_at == "chosen" and not chosen:
+        raise ValueError("rollout.branch_at = 'chosen' needs rollout.chosen_steps")
+    if list(chosen) != sorted(set(chosen)) or (chosen and chosen[-1] > rollout.steps - 2):
+        raise ValueError(
+            f"rollout.chosen_steps = {list(chosen)} must ascend within 0 to {rollout.steps - 2}: the last is never stochastic"
+        )
+    children = size
+    if rollout.mode == "tree":
+        children = children_of_a_tree(size, len(chosen or config.training_steps))
+    if rollout.antithetic and rollout.mode in ("branch", "tree") and children % 2:
+        raise ValueError(
+            f"antithetic noise comes in pairs, and {children} children of a state (grpo.group_size = {size}) are odd; choose an "
+            "even number or rollout.antithetic = false"
+        )
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names)
