@@ -40,10 +40,12 @@ def train(
     resume: CheckpointReady | None = None,
     controls: Controls | None = None,
     accelerator: "Accelerator | None" = None,
+    learner: Learner | None = None,
 ) -> Iterator[Event]:
-    """Align a flow-map generator with GRPO; yields what happens, touches neither disk nor screen.
+    """Align a flow-map generator by reinforcement learning; yields what happens, touches neither disk nor screen.
 
     Args:
+        learner: of this configuration, where the caller wants to look into it; made here otherwise.
         resume: where an earlier run of this configuration stopped; the rest is bit for bit what it would have been.
         controls: wishes, read at each iteration boundary.
     Raises:
@@ -52,7 +54,7 @@ def train(
         Before that the last good state is yielded as a checkpoint, unless it is the state itself that went wrong.
     """
     controls = controls or Controls()
-    learner = Learner(config, accelerator or _accelerator(config))
+    learner = learner or Learner(config, accelerator or make_accelerator(config))
     if resume is not None:
         learner.restore(resume)
     yield Started(learner.iteration, _facts(learner))
@@ -86,6 +88,18 @@ def train(
         learner.examiner.close()
     summary = {"stopped": learner.iteration < config.iterations, "best_iteration": learner.examiner.best_iteration}
     yield Finished(learner.iteration, summary)
+
+
+def make_accelerator(config: RunConfig) -> "Accelerator":
+    """What drives devices and precision, as the configuration wants it."""
+    from accelerate import Accelerator
+
+    if config.compute.device in ("cuda", "mps") and not getattr(torch, config.compute.device).is_available():
+        raise ValueError(f"compute.device = {config.compute.device!r} is not available on this machine; use auto or cpu")
+    # The policy casts by itself; only fp16 needs accelerate's gradient scaler, and its settings are shared by all runs of a
+    # process, which may differ in precision.
+    precision = config.compute.precision
+    return Accelerator(cpu=config.compute.device == "cpu", mixed_precision="fp16" if precision == "fp16" else "no")
 
 
 def _evaluate(learner: Learner) -> Iterator[Event]:
@@ -171,17 +185,6 @@ def _groups(learner: Learner, lesson: Lesson, images: Tensor, parts: dict[str, T
         groups_shown=tuple(shown),
         preview=Preview(to_uint8(images[: len(shown) * size])),
     )
-
-
-def _accelerator(config: RunConfig) -> "Accelerator":
-    from accelerate import Accelerator
-
-    if config.compute.device in ("cuda", "mps") and not getattr(torch, config.compute.device).is_available():
-        raise ValueError(f"compute.device = {config.compute.device!r} is not available on this machine; use auto or cpu")
-    # The policy casts by itself; only fp16 needs accelerate's gradient scaler, and its settings are shared by all runs of a
-    # process, which may differ in precision.
-    precision = config.compute.precision
-    return Accelerator(cpu=config.compute.device == "cpu", mixed_precision="fp16" if precision == "fp16" else "no")
 
 
 def _facts(learner: Learner) -> dict[str, Any]:

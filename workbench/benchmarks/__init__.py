@@ -6,5 +6,7 @@ BENCHMARKS: dict[str, str] = {
     "startup": "workbench.benchmarks.startup:bench_startup",
     "page": "workbench.benchmarks.page:bench_page",
     "samplers": "workbench.benchmarks.samplers:bench_samplers",
+    "rings": "workbench.benchmarks.rings:bench_rings",
+    "credit": "workbench.benchmarks.credit:bench_credit",
 }
 """Each benchmark by name as module:function; imported only when it runs. The function returns its figures."""

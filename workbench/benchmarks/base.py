@@ -30,7 +30,9 @@ def fresh_sample(config: RunConfig, prompts: int, per_prompt: int, seed: int = N
 def measure_images(images: Tensor, sample: HeldOut, config: RunConfig) -> dict[str, Measure]:
     """Every reward and statistic of the domain for images [N, 3, H, W] of `sample`, also those that a run does not train on."""
     device = torch.device("cpu")
-    return measure(images, sample, config.task, {name: reward().load(device) for name, reward in REWARDS.items()})
+    fitting = {name: reward for name, reward in REWARDS.items() if reward.domain in ("", config.task.domain)}
+    quick = {name: reward().load(device) for name, reward in fitting.items() if not reward.background}
+    return measure(images, sample, config.task, quick)
 
 
 def draw(policy: Policy, sample: HeldOut, config: RunConfig, steps: int) -> Tensor:
