@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from workbench.config import PRESETS, RunConfig, configure, parse_config
 from workbench.models import MODELS
-from workbench.pretrain import PretrainConfig
+from workbench.recipes import RECIPES
 from workbench.rewards import REWARDS
 from workbench.samplers import SAMPLERS
 from workbench.tasks import TASKS
@@ -46,7 +46,7 @@ def test_a_preset_is_named_by_its_key_or_the_keys_are_listed() -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    sorted({*groups_of_settings(RunConfig), PretrainConfig, *EXTENSIONS}, key=lambda kind: kind.__name__),
+    sorted({*groups_of_settings(RunConfig), *RECIPES.values(), *EXTENSIONS}, key=lambda kind: kind.__name__),
     ids=lambda kind: kind.__name__,
 )
 def test_every_setting_says_what_it_is(kind: type[BaseModel]) -> None:

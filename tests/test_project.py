@@ -54,7 +54,7 @@ LAYERS = (
     {"objectives"},
     {"config", "rules"},
     {"planning", "evaluate", "scoring"},
-    {"examiner", "learner", "update", "preflight", "train", "pretrain"},
+    {"examiner", "learner", "update", "preflight", "train", "pretrain", "recipes"},
     {
         "store",
         "jobs",

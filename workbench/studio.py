@@ -128,9 +128,9 @@ def permitted(run: Run, resumable: bool) -> tuple[str, ...]:
 def _config(run: Run) -> Any:
     if run.kind == "train":
         return parse_config(run.config)
-    from workbench.pretrain import PretrainConfig
+    from workbench.pretrain import recorded_recipe
 
-    return PretrainConfig.model_validate(run.config)
+    return recorded_recipe(run.config)
 
 
 def _driver(kind: str, config: Any) -> Any:

@@ -1,8 +1,7 @@
-"""`pretrain`: make the embedded generator from nothing, and write its weights."""
+"""`pretrain`: make one of the embedded generators by its recipe, and write its weights."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,12 +21,12 @@ from workbench.cli.options import (
 from workbench.cli.screen import say
 
 if TYPE_CHECKING:
-    from workbench.pretrain import PretrainConfig
+    from workbench.recipes.base import Recipe
     from workbench.store import Store
 
 
 def pretrain(
-    model: Annotated[Literal["shapes"], typer.Argument(help="generator to make")] = "shapes",
+    model: Annotated[str, typer.Argument(help="generator to make: shapes, shapes_fm, shapes_cm or glyphs")] = "shapes",
     changes: Changes = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="weights to write; by default in the run's folder")] = None,
     resume: Resume = None,
@@ -36,63 +35,45 @@ def pretrain(
     store: StoreUrl = None,
     as_json: Json = False,
 ) -> None:
-    """Pretrain the embedded generator: autoencoder, flow matching, then the two-time map.
+    """Pretrain an embedded generator: shapes and glyphs from nothing, shapes_fm and shapes_cm from the shipped shapes.
 
     Ctrl-C stops after the current step with a checkpoint; a second one ends it now.
     """
     from workbench.jobs import Job
+    from workbench.pretrain import configure_recipe, recorded_recipe
     from workbench.pretrain import pretrain as start
 
     if resume is not None and changes:
         raise BadArguments("--resume goes on with the run's own settings; leave out --set")
     with bad_arguments():
         if resume is None:
-            config, record, last = configure_pretraining(read_changes(changes)), open_store(runs, store), None
+            recipe, record, last = configure_recipe(model, read_changes(changes)), open_store(runs, store), None
+            title = recipe.title or f"Pretrain {recipe.name}"
             run = record.create(
-                "pretrain", config.model_dump(mode="json"), title=config.title, origin="command line", command=command_line()
+                "pretrain", recipe.model_dump(mode="json"), title=title, origin="command line", command=command_line()
             )
         else:
             record = open_store(runs, store)
             run, last = reopen(record, resume, checkpoint, "pretrain")
-            config = configure_pretraining(record.run(run).config)
-    job = Job(record, run, lambda checkpoint, controls: start(config, resume=checkpoint, controls=controls), resume=last)
+            recipe = recorded_recipe(record.run(run).config)
+    job = Job(record, run, lambda checkpoint, controls: start(recipe, resume=checkpoint, controls=controls), resume=last)
     summary = drive(record, run, job, "pretrain")
     if summary["status"] == "done":
-        summary["weights"] = str(export_weights(record, run, out or record.folder(run) / f"{model}.safetensors"))
+        summary["weights"] = str(export_weights(record, run, recipe, out or record.folder(run) / f"{recipe.name}.safetensors"))
         say(f"weights in {summary['weights']}")
     conclude(summary, as_json)
 
 
-def configure_pretraining(changes: Mapping[str, object]) -> "PretrainConfig":
-    """A pretraining configuration with changes applied; text is read as YAML scalars.
-
-    Raises: ValueError: one line for each mistake, naming the key, the value and what would be accepted.
-    """
-    import yaml
-    from pydantic import ValidationError
-
-    from workbench.pretrain import PretrainConfig
-
-    values = {key: yaml.safe_load(value) if isinstance(value, str) else value for key, value in changes.items()}
-    if unknown := [key for key in values if key not in PretrainConfig.model_fields]:
-        raise ValueError(f"unknown setting {unknown[0]!r}; choose from: {', '.join(PretrainConfig.model_fields)}")
-    try:
-        return PretrainConfig.model_validate(values)
-    except ValidationError as error:
-        raise ValueError("\n".join(f"{item['loc'][0]} = {item['input']!r}: {item['msg']}" for item in error.errors())) from None
-
-
-def export_weights(store: "Store", run: str, path: Path) -> Path:
+def export_weights(store: "Store", run: str, recipe: "Recipe", path: Path) -> Path:
     """Write the averaged weights of a finished pretraining as the model loads them."""
     from workbench import __version__
     from workbench.models.embedded import save_weights
-    from workbench.models.shapes import ShapesModel
 
     last = store.load_checkpoint(run)
-    network, autoencoder = ShapesModel.networks()
-    network.load_state_dict(last.tensors["network"] | last.tensors["average"])
-    autoencoder.load_state_dict(last.tensors["autoencoder"])
+    networks = recipe.model.networks()
+    networks.network.load_state_dict(last.tensors["network"] | last.tensors["average"])
+    networks.autoencoder.load_state_dict(last.tensors["autoencoder"])
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"run": run, "iteration": last.iteration, "config": store.run(run).config, "version": __version__}
-    save_weights(path, {"network": network, "autoencoder": autoencoder}, metadata)
+    save_weights(path, networks._asdict(), metadata)
     return path

@@ -1,4 +1,10 @@
 from workbench.contracts import Model
 from workbench.models.shapes import ShapesModel
+from workbench.models.shapes_cm import ShapesConsistencyModel
+from workbench.models.shapes_fm import ShapesVelocityModel
 
-MODELS: dict[str, type[Model]] = {"shapes": ShapesModel}
+MODELS: dict[str, type[Model]] = {
+    "shapes": ShapesModel,
+    "shapes_fm": ShapesVelocityModel,
+    "shapes_cm": ShapesConsistencyModel,
+}

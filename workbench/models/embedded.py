@@ -161,9 +161,10 @@ class EmbeddedModel(Model):
         load_weights(path, networks._asdict())
         return self.generator(networks, device)
 
-    def generator(self, networks: Networks, device: torch.device) -> EmbeddedGenerator:
+    @classmethod
+    def generator(cls, networks: Networks, device: torch.device) -> EmbeddedGenerator:
         """A generator over networks that are at hand, as they are."""
-        return EmbeddedGenerator(*networks, self.latent_shape, self.read, self.kind, device)
+        return EmbeddedGenerator(*networks, cls.latent_shape, cls.read, cls.kind, device)
 
 
 def shipped_weights(name: str) -> Path:

@@ -1,0 +1,8 @@
+from workbench.recipes.base import Recipe
+from workbench.recipes.shapes import ShapesConsistencyRecipe, ShapesRecipe, ShapesVelocityRecipe
+
+RECIPES: dict[str, type[Recipe]] = {
+    "shapes": ShapesRecipe,
+    "shapes_fm": ShapesVelocityRecipe,
+    "shapes_cm": ShapesConsistencyRecipe,
+}
