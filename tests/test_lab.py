@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from workbench.benchmarks.samplers import eight_dimensions
-from workbench.lab import GaussianMixture, double_ring, exact_flow_map, integrate_flow, outer_mass
+from workbench.lab import GaussianMixture, double_ring, exact_flow_map, integrate_flow, outer_mass, ring_scatter
 
 MIXTURE = GaussianMixture([[-1.0, 0.5], [2.0, 0.0], [0.0, -1.5]], [0.2, 0.4, 0.3], [1, 2, 3])
 
@@ -82,6 +82,12 @@ def test_a_mixture_without_density_is_refused(arguments, message):
 def test_the_velocity_of_the_rings_equals_that_of_a_dense_mixture(t):
     x = double_ring().sample(2000, seed=1, t=t).double()
     torch.testing.assert_close(double_ring().velocity(x, t), dense_rings().velocity(x, t), rtol=1e-7, atol=1e-7)
+
+
+def test_scatter_is_the_distance_from_the_nearer_circle():
+    assert ring_scatter(torch.tensor([[0.0, 1.0], [0.0, -3.0], [1.5, 0.0], [-2.5, 0.0], [0.0, 0.0]])) == pytest.approx(0.4)
+    # blurred by jitter 0.05 and far from the centre: the mean of |N(0, 0.05^2)|, 0.05 sqrt(2 / pi)
+    assert ring_scatter(double_ring().sample(100_000, seed=0)) == pytest.approx(0.05 * math.sqrt(2 / math.pi), rel=0.02)
 
 
 def test_the_rings_hold_equal_mass_at_their_radii_and_have_a_velocity_at_their_centre():
