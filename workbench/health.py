@@ -31,7 +31,8 @@ def verdicts(
 ) -> list[Verdict]:
     """What to say about a run, gravest first; never empty. A run without a checkpoint is not `resumable`."""
     fallen = _fallen(history, config)
-    found = [*_ended_badly(status, error, resumable), *fallen, *_hacking(history, config), *_collapse(history, config)]
+    found = [*_ended_badly(status, error, resumable), *fallen, *_hacking(history, config), *_judged(history, config)]
+    found += _collapse(history, config)
     if not fallen:
         found += _signal(history, config)
     order = {"red": 0, "amber": 1, "green": 2}
@@ -62,8 +63,13 @@ def held_out_reward(
 
 
 def rollout_steps(config: Mapping[str, Any]) -> int | None:
-    """The number of sampling steps that a run trains and evaluates with; None where it has no rollouts."""
-    return config.get("rollout", {}).get("steps")
+    """The number of sampling steps that all evaluations of a run report, its rollouts' unless set; None where it has none."""
+    return config.get("evaluation", {}).get("sampling_steps") or config.get("rollout", {}).get("steps")
+
+
+def judges(config: Mapping[str, Any]) -> list[str]:
+    """Names of the rewards that only judge."""
+    return [item["reward"]["name"] for item in config.get("eval_rewards", ())]
 
 
 def statistics(history: History, config: Mapping[str, Any]) -> list[str]:
@@ -72,7 +78,7 @@ def statistics(history: History, config: Mapping[str, Any]) -> list[str]:
         return []
     rewards = {item["reward"]["name"] for item in config.get("rewards", ())}
     names = {name for measures in history.evaluations[0].data["measures"].values() for name in measures}
-    return sorted(names - rewards - COMPARABLE)
+    return sorted(names - rewards - set(judges(config)) - COMPARABLE)
 
 
 def _ended_badly(status: str, error: str | None, resumable: bool) -> list[Verdict]:
@@ -139,10 +145,42 @@ def _hacking(history: History, config: Mapping[str, Any]) -> list[Verdict]:
                 f"The training reward rose, but {_words(name)} is {growth:.1f} times the base's (over {HACKED:g} times since "
                 f"iteration {since}): the policy is learning to please the reward rather than to follow the prompt."
             )
-            remedy = (
-                f"Raise grpo.kl_weight, give a fidelity reward more weight, or go back to a checkpoint before iteration {since}."
-            )
+            remedy = f"Raise objective.kl_weight, weigh a fidelity reward more, or go back to a checkpoint before {since}."
             found.append(Verdict("red", "Reward hacking suspected", sentence, remedy))
+    return found
+
+
+def _judged(history: History, config: Mapping[str, Any]) -> list[Verdict]:
+    """Judges whose figure fell while the trained reward rose; a fall counts from where the intervals no longer touch.
+
+    The reward is compared with the base's, the judge with its best so far: a policy may first learn what was meant.
+    """
+    reward = held_out_reward(history, config)
+    if len(reward) < 2 or reward[-1][2] <= reward[0][1]:
+        return []
+    rose = f"The trained reward rose from {reward[0][1]:.3g} to {reward[-1][1]:.3g} on held-out prompts"
+    found = []
+    for name in judges(config):
+        points = history.measure(rollout_steps(config), name)
+        if len(points) < 2:
+            continue
+        base, now = points[0], points[-1]
+        best = max(points[:-1], key=lambda point: point[1])
+        if now[3] >= best[2]:
+            continue
+        since = next(points[i][0] for i in range(len(points)) if all(high < best[2] for _, _, _, high in points[i:]))
+        told = f"{rose}, but {_words(name)}, which only judges, fell from {best[1]:.3g} at iteration {best[0]} to {now[1]:.3g} "
+        told += f"(beyond its 95 % intervals since iteration {since})"
+        remedy = (
+            f"Raise objective.kl_weight, give {_words(name)} or a reward like it a share in the training, or go back to a "
+            f"checkpoint before iteration {since}."
+        )
+        if now[3] < base[2]:
+            sentence = f"{told}: the policy pleases the reward with something else than what it stands for."
+            found.append(Verdict("red", "Reward hacking suspected", sentence, remedy))
+        else:
+            sentence = f"{told}. For the base it was {base[1]:.3g}."
+            found.append(Verdict("amber", "A judge disagrees", sentence, remedy))
     return found
 
 
@@ -233,7 +271,13 @@ def _fine(history: History, config: Mapping[str, Any], status: str) -> Verdict:
         for name in statistics(history, config)
         if (ratio := _growth(history, config, name))
     ]
-    return Verdict("green", "Healthy", gain + (f"; {', '.join(drift)}" if drift else "") + ".")
+    opinions = [
+        f"{_words(name)} from {points[0][1]:.3g} to {points[-1][1]:.3g}"
+        for name in judges(config)
+        if len(points := history.measure(rollout_steps(config), name)) > 1
+    ]
+    told = "; ".join([gain, *([", ".join(drift)] if drift else []), *([f"judges: {', '.join(opinions)}"] if opinions else [])])
+    return Verdict("green", "Healthy", told + ".")
 
 
 def _growth(history: History, config: Mapping[str, Any], name: str) -> float | None:
@@ -248,7 +292,6 @@ def _rose(values: Sequence[float]) -> bool:
     jumps = sorted(abs(b - a) for a, b in pairwise(values))
     noise = jumps[len(jumps) // 2] if jumps else 0.0
     return max(means) - means[0] > 0.5 * noise
-
 
 
 def _words(name: str) -> str:
