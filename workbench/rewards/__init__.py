@@ -1,4 +1,6 @@
 from workbench.contracts import Reward
+from workbench.rewards.glyphs_dense import GlyphsDense
+from workbench.rewards.glyphs_exact import GlyphsExact
 from workbench.rewards.shapes_dense import ShapesDense
 from workbench.rewards.shapes_exact import ShapesExact
 from workbench.rewards.shapes_fidelity import ShapesFidelity
@@ -7,4 +9,6 @@ REWARDS: dict[str, type[Reward]] = {
     "shapes_dense": ShapesDense,
     "shapes_exact": ShapesExact,
     "shapes_fidelity": ShapesFidelity,
+    "glyphs_dense": GlyphsDense,
+    "glyphs_exact": GlyphsExact,
 }

@@ -1,4 +1,5 @@
 from workbench.contracts import Task
+from workbench.tasks.glyphs import GlyphsTask
 from workbench.tasks.shapes import ShapesTask
 
-TASKS: dict[str, type[Task]] = {"shapes": ShapesTask}
+TASKS: dict[str, type[Task]] = {"shapes": ShapesTask, "glyphs": GlyphsTask}

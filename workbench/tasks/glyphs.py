@@ -2,13 +2,14 @@
 
 from collections.abc import Hashable, Sequence
 from functools import cache
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
 from workbench.contracts import Task
 from workbench.flow import seed_stream
-from workbench.tasks.glyphs_scenes import LENGTHS, parse, prompt_of
+from workbench.tasks.glyphs_reader import read
+from workbench.tasks.glyphs_scenes import LENGTHS, WIDTH, parse, prompt_of
 from workbench.tasks.glyphs_words import WORDS
 
 
@@ -16,7 +17,7 @@ class GlyphsTask(Task):
     """Short words in real fonts; what is written can be checked by a deterministic reader."""
 
     name: Literal["glyphs"] = "glyphs"
-    domain: ClassVar[str] = "glyphs"
+    domain = "glyphs"
 
     def prompts(self, split: Literal["train", "held_out"]) -> Sequence[str]:
         return _split()[split]
@@ -26,6 +27,21 @@ class GlyphsTask(Task):
 
     def skill(self, prompt: str) -> str:
         return parse(prompt).skill
+
+    def statistics(self, images: Tensor) -> dict[str, Tensor]:
+        """How words are set: a policy may thin the ink, lower the contrast or leave the palette, and still be read."""
+        reading = read(images)
+        return {
+            "palette_distance": reading.palette_distance,
+            "contrast": reading.contrast,
+            "ink_share": reading.coverage.mean((1, 2)),
+        }
+
+    def layouts(self, images: Tensor) -> Sequence[Hashable] | None:
+        """Font, colours, and in which eighth of the width a word begins."""
+        reading = read(images)
+        begins = (left * 8 // WIDTH for left in reading.left)
+        return list(zip(reading.font, reading.ink, reading.ground, begins, strict=True))
 
 
 @cache

@@ -22,12 +22,12 @@ FONTS = {
     "fredoka": ("font_fredoka_one", "FredokaOne-Regular.ttf"),
 }
 """The package that brings each font, and its file there."""
-SIZES = (13, 15, 17)  # pixels per em; capitals are about .7 of that tall
+SIZES = (13, 16)  # pixels per em; capitals are about .7 of that tall
 
 HEIGHT, WIDTH = 24, 64  # pixels
 MARGIN = 2  # pixels left and right of a word, at least
 GAP = 2  # blank columns between letters, so that they never touch
-DRIFT = 2  # pixels a word may stand above or below the middle
+DRIFT = 1  # pixels a word may stand above or below the middle
 DARK = np.array([[20, 22, 31], [94, 20, 48], [15, 66, 50], [28, 56, 140]], np.float32) / 255
 LIGHT = np.array([[246, 242, 230], [246, 203, 60], [160, 226, 194], [244, 172, 186]], np.float32) / 255
 PALETTE = np.concatenate([DARK, LIGHT])
@@ -110,7 +110,7 @@ def glyphs(font: str, size: int) -> dict[str, Glyph]:
     for letter in LETTERS:
         canvas = Image.new("L", (3 * size, 3 * size))
         ImageDraw.Draw(canvas).text((size, 2 * size), letter, fill=255, font=face, anchor="ls")
-        drawn[letter] = np.asarray(canvas, np.float32) / 255
+        drawn[letter] = np.asarray(canvas, np.float32) / np.float32(255)
     upper = int(np.flatnonzero(drawn["H"].max(1) > 0.25)[0])
     cut = {}
     for letter, canvas_coverage in drawn.items():
