@@ -1,0 +1,43 @@
+"""Advantage-weighted matching: a policy gradient whose likelihood is the loss of pretraining."""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from workbench.grpo import clip_fraction, clipped_loss
+from workbench.lesson import Lesson
+from workbench.objectives.forward_process import Chosen, ForwardProcess, Noised
+
+
+class AWMObjective(ForwardProcess):
+    """Clipped policy gradient on the pseudo log-likelihood -weight mean (v - (eps - x_0))^2, at the same noise and time for
+    the policy and for the one that sampled.
+
+    The first gradient is that of flow matching, each sample weighed by its advantage. Bad samples are pushed away without
+    bound, so a distance has to hold the policy: `kl_weight` to the reference, `clip_range` within epochs.
+
+    Source: Advantage Weighted Matching (arXiv:2509.25050); its code also offers other weights than a constant one, and holds the
+    policy to a running average.
+    """
+
+    name: Literal["awm"] = "awm"
+    weight: float = Field(1.0, gt=0, description="scale of the pseudo log-likelihood, a mean over dimensions")
+    clip_range: float = Field(0.01, gt=0, description="trust region of the ratio; met from the second epoch on")
+    kl_weight: float = Field(0.1, ge=0, description="weight of the squared distance to the reference's velocity")
+
+    @property
+    def wants_old(self) -> bool:
+        return True
+
+    def choose(self, lesson: Lesson) -> Chosen:
+        return Chosen.all(lesson, lesson.advantages)
+
+    def compare(
+        self, portion: Noised, velocity: Tensor, *, reference: Tensor | None, old: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        now, before = (-self.weight * portion.errors(v) for v in (velocity, old))
+        ratio = torch.exp(now - before)
+        clipped = clip_fraction(now, before, self.clip_range).expand(len(ratio))
+        return clipped_loss(now, before, portion.weights, self.clip_range), {"ratio": ratio.detach(), "clip_fraction": clipped}
