@@ -67,13 +67,11 @@ def _predictions(
 
 
 def first_ratios(learner: "Learner", lesson: Lesson) -> Iterator[Tensor]:
-    """The ratios that an update would begin with, portion by portion; nothing where the objective has none."""
+    """The ratios that an update would begin with, portion by portion; nothing where the rollout has no likelihood to compare."""
     objective = learner.config.objective
-    for portion in objective.portions(lesson):
+    for portion in objective.portions(lesson) if objective.density else ():
         prediction = objective.predict(portion, learner.policy.generator).detach()
-        figures = objective.loss(portion, prediction)[1]
-        if "ratio" in figures:
-            yield figures["ratio"]
+        yield objective.loss(portion, prediction)[1]["ratio"]
 
 
 def _summary(learner: "Learner", figures: dict[str, list[Tensor]]) -> dict[str, float]:
