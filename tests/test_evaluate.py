@@ -22,6 +22,7 @@ from workbench.evaluate import (
     to_uint8,
 )
 from workbench.events import CheckpointReady
+from workbench.flow import time_grid
 from workbench.models.policy import Policy
 from workbench.models.shapes import ShapesModel
 from workbench.samplers import SAMPLERS
@@ -168,7 +169,7 @@ def test_without_a_sampler_pictures_are_deterministic_composition(policy: Policy
 def test_more_pictures_than_a_batch_are_the_same_pictures(policy: Policy) -> None:
     from workbench.evaluate import stream_images
 
-    stream = stream_images(policy.generator, PROMPTS, list(range(6)), steps=2, batch=4)
+    stream = stream_images(policy.generator, PROMPTS, list(range(6)), times=time_grid(2), batch=4)
     done, last = [], None
     while last is None:
         try:

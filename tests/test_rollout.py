@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -9,16 +10,29 @@ from torch import Tensor
 
 from workbench.contracts import FlowMapKind, Sampler
 from workbench.flow import Gaussian, seed_stream, seeded_noise, time_grid
+from workbench.lesson import Lesson, portions
 from workbench.models.policy import Policy
 from workbench.models.shapes import ShapesModel
+from workbench.objectives.grpo import GRPOObjective
 from workbench.rollout import Plan, Rollout, child_log_probs, sample_rollout
 from workbench.samplers import SAMPLERS
 from workbench.tasks.shapes import ShapesTask
-from workbench.update import portions, state_means
 
 CPU = torch.device("cpu")
 PROMPTS = list(ShapesTask().prompts("train")[:5])
-PLAN = Plan(time_grid(4, 4.0), group_size=4, branch_step=1, train_batch=2, sample_batch=7)
+TIMES = time_grid(4, 4.0)
+PLAN = Plan(TIMES, group_size=4, structure="branch", steps=(1,), train_batch=2, sample_batch=7)
+CHAINS = replace(PLAN, structure="chain", steps=(0, 1, 2))
+PLANS = {
+    "every step": CHAINS,
+    "window": replace(CHAINS, steps=(1, 2)),
+    "no step": replace(CHAINS, steps=()),
+    "seed groups": replace(CHAINS, shared_noise=True),
+    "first branch": replace(PLAN, steps=(0,)),
+    "last branch": replace(PLAN, steps=(2,), completion="compose"),
+    "branches": replace(PLAN, steps=(0, 1, 2)),
+    "tree": replace(PLAN, structure="tree", steps=(0, 2)),
+}
 SAMPLERS_TRAINED = {"asfmc": SAMPLERS["asfmc"](), "flow_sde": SAMPLERS["flow_sde"]()}
 
 
@@ -70,35 +84,37 @@ def draw(
     return sample_rollout(ToyGenerator(), sampler, prompts, plan, key=(0, 3), first_prompt=first)
 
 
-@pytest.fixture(scope="module")
-def policy() -> Policy:
-    return Policy(ShapesModel(), CPU)
+@cache
+def embedded(adapter: str = "full", precision: str = "no") -> Policy:
+    """The embedded generator, which these tests leave as it is."""
+    return Policy(ShapesModel(), CPU, adapter=adapter, rank=4, precision=precision)  # type: ignore[arg-type]
 
 
 # What an image depends on
 
 
-@pytest.mark.parametrize("branch_step", [None, 0, 2])
-def test_an_image_depends_on_its_seed_and_not_on_its_batch(branch_step: int | None) -> None:
-    plan = replace(PLAN, branch_step=branch_step)
+@pytest.mark.parametrize("name", PLANS)
+def test_an_image_depends_on_its_seed_and_not_on_its_batch(name: str) -> None:
+    plan = PLANS[name]
     whole = draw(plan)
     for changed in (replace(plan, train_batch=1), replace(plan, train_batch=64, sample_batch=1)):
         assert torch.equal(draw(changed).final, whole.final)
+    found = dict(zip(whole.seeds, whole.final, strict=True))
+    seen: dict[int, str] = {}
     parts = [draw(plan, prompts=PROMPTS[i:j], first=i) for i, j in ((0, 2), (2, 3), (3, 5))]
-    assert torch.equal(torch.cat([part.final for part in parts]), whole.final)
-    assert tuple(seed for part in parts for seed in part.seeds) == whole.seeds
-    assert tuple(prompt for part in parts for prompt in part.prompts) == whole.prompts
-    for step, transition in enumerate(whole.transitions):
-        assert torch.equal(torch.cat([part.transitions[step].children for part in parts]), transition.children)
+    for part in parts:
+        assert all(torch.equal(found[seed], image) for seed, image in zip(part.seeds, part.final, strict=True))
+        seen |= dict(zip(part.seeds, part.prompts, strict=True))
+    assert seen == dict(zip(whole.seeds, whole.prompts, strict=True))
+    for number, transition in enumerate(whole.transitions):
+        assert torch.equal(torch.cat([part.transitions[number].children for part in parts]), transition.children)
 
 
-def test_the_embedded_generator_gives_the_same_samples_in_any_batch(policy: Policy) -> None:
+def test_the_embedded_generator_gives_the_same_samples_in_any_batch() -> None:
     """Matrix products may round differently; the noise may not differ at all."""
-    plan = replace(PLAN, branch_step=None)
-    whole = sample_rollout(policy.generator, SAMPLERS["asfmc"](), PROMPTS, plan, key=(0,))
-    part = sample_rollout(
-        policy.generator, SAMPLERS["asfmc"](), PROMPTS[3:], replace(plan, train_batch=3), key=(0,), first_prompt=3
-    )
+    generator = embedded().generator
+    whole = sample_rollout(generator, SAMPLERS["asfmc"](), PROMPTS, CHAINS, key=(0,))
+    part = sample_rollout(generator, SAMPLERS["asfmc"](), PROMPTS[3:], replace(CHAINS, train_batch=3), key=(0,), first_prompt=3)
     assert part.seeds == whole.seeds[12:]
     assert torch.equal(part.latents[0], whole.latents[0][12:])
     assert torch.allclose(part.final, whole.final[12:], atol=1e-4)
@@ -155,7 +171,7 @@ def test_a_jump_is_one_call_for_each_child_and_composition_one_for_each_step() -
     ends = {}
     for completion in ("jump", "compose"):
         generator = ToyGenerator()
-        plan = replace(PLAN, branch_step=0, completion=completion, train_batch=64, sample_batch=64)
+        plan = replace(PLAN, steps=(0,), completion=completion, train_batch=64, sample_batch=64)
         rollout = sample_rollout(generator, SAMPLERS["asfmc"](), PROMPTS, plan, key=(0,))
         ends[completion] = [(rows, s) for rows, _, s in generator.calls if rows == 20]
         (transition,) = rollout.transitions
@@ -170,7 +186,7 @@ def test_a_jump_is_one_call_for_each_child_and_composition_one_for_each_step() -
 
 def test_forwards_of_a_branch_are_the_trunk_the_states_and_the_children() -> None:
     generator = ToyGenerator()
-    sample_rollout(generator, SAMPLERS["asfmc"](), PROMPTS, replace(PLAN, branch_step=2), key=(0,))
+    sample_rollout(generator, SAMPLERS["asfmc"](), PROMPTS, replace(PLAN, steps=(2,)), key=(0,))
     assert sum(rows for rows, _, _ in generator.calls) == 5 * 2 + 5 + 20
 
 
@@ -178,7 +194,7 @@ def test_forwards_of_a_branch_are_the_trunk_the_states_and_the_children() -> Non
 
 
 def test_every_step_but_the_last_is_scored() -> None:
-    rollout = draw(replace(PLAN, branch_step=None))
+    rollout = draw(CHAINS)
     assert [transition.step for transition in rollout.transitions] == [0, 1, 2]
     assert all(transition.children.shape == (20, 1, 3, 2, 2) for transition in rollout.transitions)
     assert torch.equal(rollout.latents[1], rollout.transitions[0].children[:, 0])
@@ -187,7 +203,7 @@ def test_every_step_but_the_last_is_scored() -> None:
 
 
 def test_seed_groups_share_their_initial_noise_and_nothing_else() -> None:
-    apart, shared = (draw(replace(PLAN, branch_step=None, shared_noise=flag)) for flag in (False, True))
+    apart, shared = (draw(replace(CHAINS, shared_noise=flag)) for flag in (False, True))
     starts = shared.latents[0].unflatten(0, (5, 4))
     assert all(torch.equal(starts[:, 0], starts[:, i]) for i in range(4))
     assert torch.equal(shared.latents[0][::4], apart.latents[0][::4])
@@ -199,9 +215,9 @@ def test_seed_groups_share_their_initial_noise_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS_TRAINED)
-@pytest.mark.parametrize("branch_step", [None, 0, 1, 2])
-def test_log_probabilities_are_those_of_the_noise_that_was_drawn(sampler: str, branch_step: int | None) -> None:
-    rollout = draw(replace(PLAN, branch_step=branch_step), SAMPLERS_TRAINED[sampler])
+@pytest.mark.parametrize("name", PLANS)
+def test_log_probabilities_are_those_of_the_noise_that_was_drawn(sampler: str, name: str) -> None:
+    rollout = draw(PLANS[name], SAMPLERS_TRAINED[sampler])
     for transition in rollout.transitions:
         means = transition.means.repeat_interleave(transition.children.shape[1], 0)
         expected = Gaussian(means, transition.std).log_prob(transition.children.flatten(0, 1))
@@ -225,19 +241,22 @@ def test_children_are_scored_as_if_each_had_its_state_to_itself(shape: tuple[int
 @pytest.mark.parametrize("adapter", ["full", "lora"])
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("sampler", SAMPLERS_TRAINED)
-@pytest.mark.parametrize("branch_step", [None, 0, 2])
-def test_the_first_ratio_is_exactly_one(sampler: str, branch_step: int | None, precision: str, adapter: str) -> None:
-    """Five states in portions of two, drawn without gradients and scored again with them."""
-    policy = Policy(ShapesModel(), CPU, adapter=adapter, rank=4, precision=precision)  # type: ignore[arg-type]
-    plan = replace(PLAN, branch_step=branch_step, group_size=2, sample_batch=5)
-    rollout = sample_rollout(policy.generator, SAMPLERS_TRAINED[sampler], PROMPTS, plan, key=(0,))
-    for transition in rollout.transitions:
-        for rows in portions(len(transition.states), plan.train_batch):
-            mean = state_means(policy.generator, SAMPLERS_TRAINED[sampler], transition, rows)
-            assert mean.requires_grad
-            assert mean.dtype == torch.float32
-            again = child_log_probs(Gaussian(mean, transition.std), transition.children[rows])
-            assert torch.equal(torch.exp(again - transition.log_probs[rows]), torch.ones_like(again))
+@pytest.mark.parametrize("name", [name for name, plan in PLANS.items() if plan.steps])
+def test_the_first_ratio_is_exactly_one(sampler: str, name: str, precision: str, adapter: str) -> None:
+    """In portions of two states, drawn without gradients and scored again with them."""
+    generator, kernel, objective = embedded(adapter, precision).generator, SAMPLERS_TRAINED[sampler], GRPOObjective()
+    rollout = sample_rollout(generator, kernel, PROMPTS[:3], replace(PLANS[name], sample_batch=5), key=(0,))
+    credits = tuple(torch.ones_like(transition.log_probs) for transition in rollout.transitions)
+    lesson = Lesson(rollout, kernel, torch.ones(len(rollout.prompts)), credits, (0.3, 0.3, 0.3), PLAN.train_batch, (0,))
+    scored = 0
+    for portion in objective.portions(lesson):
+        mean = objective.predict(portion, generator)
+        assert mean.requires_grad
+        assert mean.dtype == torch.float32
+        ratio = objective.loss(portion, mean)[1]["ratio"]
+        assert torch.equal(ratio, torch.ones_like(ratio))
+        scored += len(ratio)
+    assert scored == sum(transition.log_probs.numel() for transition in rollout.transitions)
 
 
 def test_portions_cover_everything_once() -> None:

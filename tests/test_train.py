@@ -210,7 +210,7 @@ def test_a_small_run_raises_its_reward() -> None:
         grpo__group_size=8,
         optimizer__learning_rate=1e-3,
         optimizer__warmup=0,
-        grpo__kl_weight=0,
+        objective__kl_weight=0,
         evaluation__final_images=32,
         evaluation__every=100,
         record__checkpoint_every=100,
@@ -380,7 +380,7 @@ def test_a_held_out_reward_that_collapses_pauses_the_run_and_says_by_how_much() 
 
 
 def test_weights_that_blow_up_are_blamed_on_the_policy_and_not_on_the_reward() -> None:
-    config = small(optimizer__learning_rate=1.0, optimizer__warmup=0, grpo__kl_weight=0, iterations=12, evaluation__every=100)
+    config = small(optimizer__warmup=0, objective__kl_weight=0, iterations=12, evaluation__every=100)
     config = config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"learning_rate": 1e30})})
     _, error = until_failure(train(config))
     assert isinstance(error, FloatingPointError)
@@ -403,9 +403,9 @@ def test_runs_of_different_precision_follow_one_another_in_a_process() -> None:
 # Preflight
 
 
-def test_preflight_answers_four_questions_in_sentences() -> None:
+def test_preflight_answers_five_questions_in_sentences() -> None:
     done = next(event for event in train(small()) if isinstance(event, PreflightDone))
-    assert [check.name for check in done.checks] == ["ratio", "reward spread", "noise", "memory"]
+    assert [check.name for check in done.checks] == ["ratio", "reward spread", "noise", "noise scale", "memory"]
     assert done.checks[0].level == "green"
     assert done.checks[0].value == 0
     assert all(check.sentence.endswith(".") for check in done.checks)

@@ -13,8 +13,9 @@ from workbench.events import CheckpointReady, IterationDone
 from workbench.flow import Gaussian
 from workbench.grpo import gaussian_kl
 from workbench.learner import Learner
+from workbench.lesson import Lesson
 from workbench.models.transformer import ConditionalTransformer
-from workbench.rollout import Rollout, sample_rollout
+from workbench.rollout import Rollout, drain, sample_rollout
 from workbench.train import train
 from workbench.update import update_policy
 
@@ -23,8 +24,8 @@ SMALL = {
     "grpo.group_size": 4,
     "rollout.steps": 3,
     "compute.train_batch": 3,
-    "grpo.kl_weight": 0.0,
-    "grpo.step_weights": "uniform",
+    "objective.kl_weight": 0.0,
+    "objective.step_weights": "uniform",
     "optimizer.max_grad_norm": 1e6,
 }
 
@@ -45,20 +46,23 @@ def learner_and_rollout(**changes: object) -> tuple[WatchedLearner, Rollout, Ten
     config = configure("shapes", SMALL | {key.replace("__", "."): value for key, value in changes.items()})
     learner = WatchedLearner(config, Accelerator(cpu=True))
     prompts, first = learner.draw_prompts()
-    plan = replace(learner.plan(), branch_step=None if config.rollout.mode == "all" else 1)
+    plan = learner.plan() if config.rollout.mode == "all" else replace(learner.plan(), steps=(1,))
     rollout = sample_rollout(learner.policy.generator, config.sampler, prompts, plan, key=(0, 0), first_prompt=first)
     advantages = torch.randn(4, 4, generator=torch.Generator().manual_seed(5))
     return learner, rollout, (advantages - advantages.mean(1, keepdim=True)).flatten()
 
 
+def lesson_of(learner: Learner, rollout: Rollout, advantages: Tensor) -> Lesson:
+    """Every child is credited with the advantage of the sample that descends from it."""
+    credits = tuple(advantages[transition.leaves[..., 0]] for transition in rollout.transitions)
+    portion = learner.config.compute.train_batch
+    return Lesson(rollout, learner.config.sampler, advantages, credits, learner.stds, portion, (0, 0))
+
+
 def update(learner: WatchedLearner, rollout: Rollout, advantages: Tensor) -> tuple[dict[str, float], Tensor]:
     """The figures, and the first epoch's gradient as one vector."""
-    stream = update_policy(learner, rollout, advantages)
-    while True:
-        try:
-            next(stream)
-        except StopIteration as stop:
-            return stop.value, torch.cat([g.flatten() for g in learner.gradients[0].values()])
+    figures = drain(update_policy(learner, lesson_of(learner, rollout, advantages)))
+    return figures, torch.cat([g.flatten() for g in learner.gradients[0].values()])
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-4) -> bool:
@@ -66,18 +70,19 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-4) -> bool:
 
 
 def test_one_pass_for_a_shared_mean_gives_the_gradient_of_a_pass_for_each_child() -> None:
-    learner, rollout, advantages = learner_and_rollout(grpo__kl_weight=0.3)
+    learner, rollout, advantages = learner_and_rollout(objective__kl_weight=0.3)
     (shared,) = rollout.transitions
     rows = torch.arange(4).repeat_interleave(4)
     apart = replace(
         shared,
-        embeddings=shared.embeddings[rows],
+        rows=shared.rows[rows],
         states=shared.states[rows],
         children=shared.children.flatten(0, 1)[:, None],
         means=shared.means[rows],
         log_probs=shared.log_probs.flatten()[:, None],
+        leaves=shared.leaves.flatten(0, 1)[:, None],
     )
-    other = learner_and_rollout(grpo__kl_weight=0.3, compute__train_batch=64)[0]
+    other = learner_and_rollout(objective__kl_weight=0.3, compute__train_batch=64)[0]
     for one in (learner, other):
         disturb(one)
     figures, gradient = update(learner, rollout, advantages)
@@ -100,7 +105,7 @@ def test_the_first_gradient_is_that_of_the_mean_along_the_weighted_noise() -> No
     (transition,) = rollout.transitions
     xi = (transition.children - transition.means[:, None]) / transition.std
     direction = (advantages.view(4, 4, 1, 1, 1) * xi).mean(1) / transition.std
-    flow_map = learner.policy.generator.bind(transition.embeddings)
+    flow_map = learner.policy.generator.bind(rollout.embeddings[transition.rows])
     mean = learner.config.sampler.step(flow_map, transition.states, transition.t, transition.s).mean
     objective = -(mean * direction).flatten(1).mean(1).mean()
     parameters = list(learner.policy.parameters.values())
@@ -114,17 +119,17 @@ def test_the_first_gradient_is_that_of_the_mean_along_the_weighted_noise() -> No
 
 
 def test_without_a_learning_signal_only_the_kl_pulls_and_it_pulls_home() -> None:
-    learner, rollout, advantages = learner_and_rollout(grpo__kl_weight=0.5)
+    learner, rollout, advantages = learner_and_rollout(objective__kl_weight=0.5)
     disturb(learner)
     (transition,) = rollout.transitions
     means = []
     for inside in (True, False):
         if inside:
             with learner.policy.reference() as reference:
-                flow_map = reference.bind(transition.embeddings)
+                flow_map = reference.bind(rollout.embeddings[transition.rows])
                 means.append(learner.config.sampler.step(flow_map, transition.states, transition.t, transition.s).mean)
         else:
-            flow_map = learner.policy.generator.bind(transition.embeddings)
+            flow_map = learner.policy.generator.bind(rollout.embeddings[transition.rows])
             means.append(learner.config.sampler.step(flow_map, transition.states, transition.t, transition.s).mean)
     kl = gaussian_kl(means[1], means[0], transition.std).mean()
     gradients = torch.autograd.grad(0.5 * kl, list(learner.policy.parameters.values()))
@@ -141,11 +146,11 @@ def test_the_true_kl_between_the_gaussians_is_what_is_reported() -> None:
     normals = [torch.distributions.Normal(mean, transition.std) for mean in (transition.means, shifted)]
     expected = torch.distributions.kl_divergence(*normals).flatten(1).mean(1)
     assert torch.allclose(gaussian_kl(transition.means, shifted, transition.std), expected, rtol=1e-4)
-    assert learner.config.grpo.kl_weight == 0
+    assert learner.config.objective.kl_weight == 0
 
 
 def test_with_neither_signal_nor_distance_nothing_moves() -> None:
-    learner, rollout, advantages = learner_and_rollout(grpo__kl_weight=0.5)
+    learner, rollout, advantages = learner_and_rollout(objective__kl_weight=0.5)
     figures, gradient = update(learner, rollout, torch.zeros_like(advantages))
     assert figures["kl"] == 0
     assert not gradient.any()
@@ -165,7 +170,7 @@ def test_inner_epochs_step_again_on_the_same_rollout() -> None:
 
 def test_children_outside_the_trust_region_stop_pulling() -> None:
     """Once every ratio is clipped against its advantage, there is no gradient left."""
-    learner, rollout, advantages = learner_and_rollout(grpo__clip_range=1e-12)
+    learner, rollout, advantages = learner_and_rollout(objective__clip_range=1e-12)
     (transition,) = rollout.transitions
     moved = replace(transition, log_probs=transition.log_probs - advantages.view(4, 4).sign())
     figures, gradient = update(learner, replace(rollout, transitions=(moved,)), advantages)
@@ -175,7 +180,7 @@ def test_children_outside_the_trust_region_stop_pulling() -> None:
 
 def test_ratio_norm_scales_the_first_gradient_by_the_step_noise() -> None:
     plain, rollout, advantages = learner_and_rollout()
-    normed, _, _ = learner_and_rollout(grpo__ratio_norm=True)
+    normed, _, _ = learner_and_rollout(objective__ratio_norm=True)
     _, gradient = update(plain, rollout, advantages)
     figures, scaled = update(normed, rollout, advantages)
     assert figures["ratio"] == 1.0
@@ -184,7 +189,7 @@ def test_ratio_norm_scales_the_first_gradient_by_the_step_noise() -> None:
 
 def test_step_weights_weigh_the_steps_by_their_noise() -> None:
     def gradient(kind: str, steps: tuple[int, ...]) -> tuple[Tensor, list[float]]:
-        learner, rollout, advantages = learner_and_rollout(rollout__mode="all", rollout__steps=4, grpo__step_weights=kind)
+        learner, rollout, advantages = learner_and_rollout(rollout__mode="all", rollout__steps=4, objective__step_weights=kind)
         chosen = tuple(rollout.transitions[i] for i in steps)
         return update(learner, replace(rollout, transitions=chosen), advantages)[1], [t.std for t in rollout.transitions]
 
@@ -246,7 +251,7 @@ def passes() -> Iterator[list[tuple[int, bool]]]:
     [
         # 6 states: a trunk of k steps, the step itself, 4 children each in one jump, the reference
         ({}, lambda k: 6 * k + 6 + 24 + 6, 6),
-        ({"grpo.kl_weight": 0}, lambda k: 6 * k + 6 + 24, 6),
+        ({"objective.kl_weight": 0}, lambda k: 6 * k + 6 + 24, 6),
         ({"rollout.completion": "compose"}, lambda k: 6 * k + 6 + 24 * (2 - k) + 6, 6),
         ({"grpo.epochs": 2}, lambda k: 6 * k + 6 + 24 + 6, 12),
         ({"rollout.mode": "all"}, lambda k: 24 * 3 + 24 * 2, 48),
@@ -258,7 +263,7 @@ def test_an_iteration_makes_the_passes_it_must_and_no_others(
     passes: list[tuple[int, bool]], changes: dict, frozen_rows, trained_rows: int
 ) -> None:
     config: RunConfig = configure(
-        "shapes", SMALL | {"grpo.kl_weight": 0.1} | QUICK | {"grpo.groups": 6, "iterations": 1} | changes
+        "shapes", SMALL | {"objective.kl_weight": 0.1} | QUICK | {"grpo.groups": 6, "iterations": 1} | changes
     )
     for event in train(config):
         if isinstance(event, CheckpointReady) and event.iteration == 0:
