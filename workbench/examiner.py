@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from workbench.config import RunConfig
+from workbench.contracts import RewardFailed
 from workbench.evaluate import HeldOut, breakdown, held_out, measure, measure_groups, stream_images, thumbnails, to_uint8
 from workbench.events import Evaluated, Event, Measure, Preview, Progress, Sampled
 from workbench.models.policy import Policy
@@ -56,10 +57,12 @@ class Examiner:
         """Whether an evaluation has not been told yet."""
         return bool(self._pending)
 
-    def evaluate(self, iteration: int, images: int, steps: Sequence[int]) -> Iterator[Event]:
-        """Sample and measure; `told` yields the evaluation when its judges are done.
+    def evaluate(
+        self, iteration: int, images: int, steps: Sequence[int]
+    ) -> Stream[Progress, None, Mapping[int, Mapping[str, Measure]]]:
+        """Sample and measure; returns the measures by number of steps. `told` yields the evaluation when its judges are done.
 
-        Raises: FloatingPointError: if the samples are not finite, or the held-out reward has collapsed against the base.
+        Raises: FloatingPointError: if the samples are not finite.
         """
         settings = self.config.evaluation
         sample = held_out(self.config.task, images, settings.group_size, settings.seed)
@@ -83,21 +86,27 @@ class Examiner:
         prompts, seeds = _places(sample, shown)
         event = Evaluated(iteration, measures, len(sample.prompts), prompts, seeds, Preview(preview), skills)
         self._pending.append(_Pending(event, judgements))
-        self._weigh(iteration, measures.get(self.config.sampling_steps) or measures[steps[-1]])
+        return measures
 
     def told(self, *, wait: bool = False) -> Iterator[Event]:
         """The evaluations whose judges are done, oldest first; all of them with `wait`.
 
-        Raises: RewardFailed: if a judge failed.
+        Raises: RewardFailed: if a judge failed; its evaluation stays untold.
         """
         while self._pending and (wait or all(judgement.done() for judgement in self._pending[0].judgements.values())):
-            event, judgements = self._pending[0].event, self._pending[0].judgements
-            size = self.config.evaluation.group_size
-            measures = {
-                steps: event.measures[steps] | measure_groups(judgement.result(), size) for steps, judgement in judgements.items()
-            }
+            event = self._judged(self._pending[0])
             self._pending.popleft()
-            yield replace(event, measures=measures)
+            yield event
+
+    def rescued(self, before: int) -> Iterator[Event]:
+        """What is untold of iterations before `before`, waited for; where a judge failed, without what the judges said."""
+        while self._pending and self._pending[0].event.iteration < before:
+            pending = self._pending.popleft()
+            try:
+                event = self._judged(pending)
+            except RewardFailed:
+                event = pending.event
+            yield event
 
     def sample(self, iteration: int) -> Iterator[Event]:
         """Pictures of held-out prompts at the evaluation's seeds, on request."""
@@ -107,6 +116,23 @@ class Examiner:
         with self.averaged():
             pictures = yield from self._pictures(prompts, seeds, self.config.sampling_steps)
         yield Sampled(iteration, prompts, seeds, Preview(to_uint8(pictures)))
+
+    def weigh(self, iteration: int, measures: Mapping[str, Measure]) -> None:
+        """Remember the best iteration; stop a run whose held-out reward has collapsed.
+
+        Raises: FloatingPointError: if it has, against the first that was weighed, the base's.
+        """
+        reward = sum(weight * measures[name].value for name, weight in self.rewards.weights.items())
+        if self.base_reward is None:
+            self.base_reward = reward
+        if reward > self.best_reward:
+            self.best_reward, self.best_iteration = reward, iteration
+        floor = self.config.guard.collapse * self.base_reward
+        if self.base_reward > 0 and reward < floor:
+            raise Diverged(
+                f"iteration {iteration}: the held-out reward fell to {reward:.3g}, below "
+                f"{self.config.guard.collapse:.0%} of the base's {self.base_reward:.3g}; {REMEDY}"
+            )
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -124,6 +150,12 @@ class Examiner:
     def close(self) -> None:
         """End the judges' thread."""
         self.judges.close()
+
+    def _judged(self, pending: _Pending) -> Evaluated:
+        """The evaluation with what its judges say, waited for."""
+        event, size = pending.event, self.config.evaluation.group_size
+        said = {steps: measure_groups(judgement.result(), size) for steps, judgement in pending.judgements.items()}
+        return replace(event, measures={steps: measures | said[steps] for steps, measures in event.measures.items()})
 
     def _shown(self) -> list[int]:
         """Places of the images kept, the same in every evaluation: one of each prompt first, then further ones."""
@@ -148,20 +180,6 @@ class Examiner:
                 pictures = yield from self._pictures(longest.prompts, longest.seeds, steps)
             self._base_images[steps] = thumbnails(pictures)
         return self._base_images[steps]
-
-    def _weigh(self, iteration: int, measures: Mapping[str, Measure]) -> None:
-        """Remember the best iteration; stop a run whose held-out reward has collapsed."""
-        reward = sum(weight * measures[name].value for name, weight in self.rewards.weights.items())
-        if self.base_reward is None:
-            self.base_reward = reward
-        if reward > self.best_reward:
-            self.best_reward, self.best_iteration = reward, iteration
-        floor = self.config.guard.collapse * self.base_reward
-        if self.base_reward > 0 and reward < floor:
-            raise Diverged(
-                f"iteration {iteration}: the held-out reward fell to {reward:.3g}, below "
-                f"{self.config.guard.collapse:.0%} of the base's {self.base_reward:.3g}; {REMEDY}"
-            )
 
 
 def expect_finite(samples: Tensor, iteration: int) -> None:

@@ -79,10 +79,11 @@ def train(
                 yield from learner.examiner.told(wait=True)  # a resumed run could not make it again
                 yield learner.checkpoint()
         yield from learner.examiner.told(wait=True)
-    except Diverged:
-        raise
-    except (FloatingPointError, RewardFailed):
-        yield learner.checkpoint()  # the iteration that failed has changed nothing yet
+    except (FloatingPointError, RewardFailed) as error:
+        diverged = isinstance(error, Diverged)
+        yield from learner.examiner.rescued(learner.iteration + diverged)  # a resumed run evaluates its first iteration again
+        if not diverged:
+            yield learner.checkpoint()  # the iteration that failed has changed nothing yet
         raise
     finally:
         learner.examiner.close()
@@ -111,11 +112,12 @@ def _evaluate(learner: Learner) -> Iterator[Event]:
     yield from learner.examiner.told()
     if learner.evaluated == learner.iteration:
         return
-    if learner.iteration in (0, learner.config.iterations):
-        whole = sorted({*settings.steps, steps})
-        yield from learner.examiner.evaluate(learner.iteration, settings.final_images, whole)
-    elif learner.iteration % settings.every == 0:
-        yield from learner.examiner.evaluate(learner.iteration, settings.images, (steps,))
+    whole = learner.iteration in (0, learner.config.iterations)
+    if whole or learner.iteration % settings.every == 0:
+        counts = sorted({*settings.steps, steps}) if whole else [steps]
+        images = settings.final_images if whole else settings.images
+        measures = yield from learner.examiner.evaluate(learner.iteration, images, counts)
+        learner.examiner.weigh(learner.iteration, measures[steps])
     learner.evaluated = learner.iteration
     yield from learner.examiner.told()
 

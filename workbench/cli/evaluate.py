@@ -1,6 +1,7 @@
 """`evaluate`: a run's policy on held-out prompts, beside the base it started from."""
 
 from collections.abc import Mapping
+from contextlib import closing
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -68,11 +69,10 @@ def evaluate_policy(chosen: Chosen, counts: tuple[int, ...], images: int | None,
     learner = Learner(config, Accelerator(cpu=compute.device == "cpu", mixed_precision=compute.precision))
     if chosen.checkpoint is not None:
         learner.restore(chosen.checkpoint)
-    with Screen(chosen.title, 1) as screen:
-        for event in learner.examiner.evaluate(learner.iteration, images or settings.final_images, counts):
-            screen.event(event)
-        (event,) = learner.examiner.told(wait=True)
-    learner.examiner.close()
+    with Screen(chosen.title, 1) as screen, closing(learner.examiner) as examiner:
+        for progress in examiner.evaluate(learner.iteration, images or settings.final_images, counts):
+            screen.event(progress)
+        (event,) = examiner.told(wait=True)
     assert isinstance(event, Evaluated)
     return event
 
