@@ -23,6 +23,11 @@ def _choice(registry: Mapping[str, type[Extension]]) -> Any:
     return members[0] if len(members) == 1 else Annotated[Union[members], Field(discriminator="name")]  # noqa: UP007
 
 
+def _when(**settings: str | tuple[str, ...]) -> dict[str, Any]:
+    """That a setting matters only where others of its group have one of these values; a form hides it elsewhere."""
+    return {"when": {name: [value] if isinstance(value, str) else list(value) for name, value in settings.items()}}
+
+
 class Settings(BaseModel):
     """A frozen, closed group of settings."""
 
@@ -48,7 +53,11 @@ class RolloutConfig(Settings):
         "log noise-to-signal; custom: `times`",
     )
     shift: float = Field(4.0, ge=1, le=12, description="shift of the time grid toward noise; 1 leaves it")
-    times: tuple[float, ...] = Field((), description="the grid `custom`, from 1 down to 0, `steps` + 1 numbers; not shifted")
+    times: tuple[float, ...] = Field(
+        (),
+        description="the grid `custom`, from 1 down to 0, `steps` + 1 numbers; not shifted",
+        json_schema_extra=_when(grid="custom"),
+    )
     mode: Literal["branch", "all", "window", "tree"] = Field(
         "branch",
         description="where a rollout is stochastic. branch: children leave a deterministic trunk and share one mean; all: "
@@ -58,26 +67,45 @@ class RolloutConfig(Settings):
         "drawn",
         description="where children leave the trunk. drawn: one step an iteration, where the reward varies most; every: "
         "every step, a group for each; chosen: at `chosen_steps`",
+        json_schema_extra=_when(mode="branch"),
     )
     chosen_steps: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (), description="steps, counted from 0, at which `chosen` branches or a tree splits; a tree without any splits at all"
+        (),
+        description="steps, counted from 0, at which `chosen` branches or a tree splits; a tree without any splits at all",
+        json_schema_extra=_when(mode=("branch", "tree")),
     )
-    window: int = Field(2, ge=1, description="stochastic steps of a window")
+    window: int = Field(2, ge=1, description="stochastic steps of a window", json_schema_extra=_when(mode="window"))
     window_moves: Literal["slides", "jumps"] = Field(
-        "slides", description="slides: one step later every `window_every` iterations (MixGRPO); jumps: drawn at every iteration"
+        "slides",
+        description="slides: one step later every `window_every` iterations (MixGRPO); jumps: drawn at every iteration",
+        json_schema_extra=_when(mode="window"),
     )
-    window_every: int = Field(25, ge=1, description="iterations between two moves of a sliding window")
+    window_every: int = Field(
+        25,
+        ge=1,
+        description="iterations between two moves of a sliding window",
+        json_schema_extra=_when(mode="window", window_moves="slides"),
+    )
     window_until: int = Field(
-        0, ge=0, description="a jumping window stays within this many first steps (Flow-GRPO-Fast); 0 lets it go anywhere"
+        0,
+        ge=0,
+        description="a jumping window stays within this many first steps (Flow-GRPO-Fast); 0 lets it go anywhere",
+        json_schema_extra=_when(mode="window", window_moves="jumps"),
     )
     completion: Literal["jump", "compose"] = Field(
-        "compose", description="how a branched child reaches the data: step by step, as deployed, or in one cheaper jump"
+        "compose",
+        description="how a branched child reaches the data: step by step, as deployed, or in one cheaper jump",
+        json_schema_extra=_when(mode=("branch", "tree")),
     )
     antithetic: bool = Field(
-        True, description="draw branching noise in pairs (xi, -xi), which removes the even part of the variance"
+        True,
+        description="draw branching noise in pairs (xi, -xi), which removes the even part of the variance",
+        json_schema_extra=_when(mode=("branch", "tree")),
     )
     shared_noise: bool = Field(
-        False, description="all samples of a group start from one initial noise (seed groups); branching always does"
+        False,
+        description="all samples of a group start from one initial noise (seed groups); branching always does",
+        json_schema_extra=_when(mode=("all", "window")),
     )
 
     def grid_of(self, steps: int) -> tuple[float, ...]:

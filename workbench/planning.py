@@ -9,7 +9,7 @@ from torch import Tensor
 
 from workbench.config import RunConfig
 from workbench.contracts import FlowMapKind, Sampler, Time
-from workbench.flow import seeded_uniform
+from workbench.flow import noise_rate, noise_share, seeded_uniform
 from workbench.rollout import Plan
 
 
@@ -64,6 +64,26 @@ def kernel_stds(sampler: Sampler, kind: FlowMapKind, times: Sequence[float]) -> 
     """The kernel's standard deviation at every step of a grid but the last, in data units; it depends on no network."""
     still, nothing = _Still(kind), torch.zeros(1, 1)
     return tuple(sampler.step(still, nothing, t, s).std for t, s in pairwise(times[:-1]))
+
+
+@dataclass(frozen=True)
+class StepNoise:
+    """The noise of one stochastic step, in its own unit and in those that all kernels share."""
+
+    t: float
+    s: float
+    std: float  # data units
+    share: float  # of the noise in x_s, drawn afresh
+    rate: float  # lambda; infinite where nothing of the old noise is kept, 0 from pure noise
+
+
+def noise_of_steps(config: RunConfig) -> list[StepNoise]:
+    """The noise of every step of the rollout's grid but the last, whichever of them an iteration makes stochastic."""
+    stds = kernel_stds(config.sampler, config.model.kind, config.times)
+    return [
+        StepNoise(t, s, std, noise_share(std, s), noise_rate(std, t, s))
+        for std, (t, s) in zip(stds, pairwise(config.times[:-1]), strict=True)
+    ]
 
 
 @dataclass(frozen=True)

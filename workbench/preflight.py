@@ -3,7 +3,6 @@
 import math
 from collections.abc import Generator as Stream
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import psutil
@@ -11,8 +10,8 @@ import torch
 from torch import Tensor
 
 from workbench.events import Check, Level, Progress
-from workbench.flow import noise_rate, noise_share
 from workbench.grpo import constant_groups
+from workbench.planning import StepNoise, noise_of_steps
 from workbench.rollout import stream_rollout
 from workbench.update import first_ratios
 
@@ -43,7 +42,7 @@ def preflight(learner: "Learner") -> Stream[Progress, None, tuple[Check, ...]]:
         *([ratio_check(torch.cat(ratios))] if ratios else []),
         spread_check(rewards, rollout.group_size),
         noise_check(rewards, deterministic),
-        *([scale_check(learner.stds, config.times)] if rollout.transitions else []),
+        *([scale_check(noise_of_steps(config))] if rollout.transitions else []),
         memory_check(learner.device),
     )
 
@@ -106,16 +105,13 @@ def noise_check(rewards: Tensor, deterministic: Tensor) -> Check:
     return Check("noise", "red", f"{told} The noise ruins the samples that are trained on: lower sampler.noise.", lost)
 
 
-def scale_check(stds: Sequence[float], times: Sequence[float]) -> Check:
+def scale_check(steps: Sequence[StepNoise]) -> Check:
     """The kernel's noise in the units that all kernels share, step by step; never a fault."""
-    steps = list(zip(stds, pairwise(times[:-1]), strict=True))
-    shares = ", ".join(f"{noise_share(std, s):.2g}" for std, (_, s) in steps)
-    rates = [noise_rate(std, t, s) for std, (t, s) in steps[1:]]  # from pure noise every rate is 0 or infinite
-    told = f"Share of the noise that each stochastic step draws afresh: {shares}."
-    if rates:
-        shown = ", ".join("all" if math.isinf(rate) else f"{rate:.2g}" for rate in rates)
-        told += f" In the common unit lambda, from the second step on: {shown}."
-    return Check("noise scale", "green", told, max(stds))
+    told = f"Share of the noise that each stochastic step draws afresh: {', '.join(f'{step.share:.2g}' for step in steps)}."
+    if len(steps) > 1:  # from pure noise every rate is 0 or infinite
+        rates = ", ".join("all" if math.isinf(step.rate) else f"{step.rate:.2g}" for step in steps[1:])
+        told += f" In the common unit lambda, from the second step on: {rates}."
+    return Check("noise scale", "green", told, max(step.std for step in steps))
 
 
 def memory_check(device: torch.device) -> Check:

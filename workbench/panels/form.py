@@ -1,5 +1,6 @@
 """A form made from the configuration models: labels, ranges, units and help are read from their fields, never written twice."""
 
+import json
 import types
 from collections.abc import Mapping
 from html import escape
@@ -25,7 +26,7 @@ def render(model: BaseModel) -> str:
         if isinstance(value, BaseModel):
             target = folded if _is_group(value) else choices
         else:
-            target = lists if _is_list(value) else plain
+            target = lists if _is_list(field.annotation) else plain
         target.append(_field(name, name, field, field.annotation, value))
     blocks = {"wb-fields": plain, "wb-choices": choices, "wb-lists": lists, "wb-folds": folded}
     return "".join(f'<div class="{name}">{"".join(parts)}</div>' for name, parts in blocks.items())
@@ -84,16 +85,17 @@ def _field(path: str, name: str, field: FieldInfo, annotation: Any, value: Any) 
         return f'<details class="wb-fold">{summary}<div class="wb-fields">{_own_fields(path, value)}</div></details>'
     if isinstance(value, BaseModel):
         return _choice(path, name, field, _members(annotation), value)
-    if _is_list(value):
+    if _is_list(annotation):
         return _list(path, name, field, get_args(annotation)[0], value)
-    return _wrapped(path, _label(name), field.description, _input(path, field, annotation, value))
+    return _wrapped(path, _label(name), field.description, _input(path, field, annotation, value), _when(field))
 
 
 def _choice(path: str, name: str, field: FieldInfo, members: tuple[type[BaseModel], ...], value: BaseModel) -> str:
     """A menu of extensions, with the fields of the chosen one below it."""
     chosen = getattr(value, "name", "")
     options = "".join(
-        f'<option value="{_name_of(m)}"{_on("selected", _name_of(m) == chosen)}>{_name_of(m)}</option>' for m in members
+        f'<option value="{_name_of(m)}"{_domain(m)}{_on("selected", _name_of(m) == chosen)}>{_name_of(m)}</option>'
+        for m in members
     )
     menu = (
         f'<select id="f-{path}.name" name="{path}.name" data-choice="{path}" aria-describedby="h-{path}.name">{options}</select>'
@@ -126,8 +128,8 @@ def _list(path: str, name: str, field: FieldInfo, item: type[BaseModel], values:
         for key, info in member.model_fields.items():
             if key != "name":
                 cells.append(_inline(f"{row}.{choice}.{key}", key, info, getattr(extension, key)))
-        lines.append(f'<div class="wb-line" title="{_note(member)}">{"".join(cells)}</div>')
-    legend = f"<legend>{_label(name)}</legend><small>{escape(field.description or '')}</small>"
+        lines.append(f'<div class="wb-line" title="{_note(member)}"{_domain(member)}>{"".join(cells)}</div>')
+    legend = f"<legend>{_label(name)}</legend><small>{_plain(field.description)}</small>"
     return f'<fieldset class="wb-list" data-field="{path}">{legend}{"".join(lines)}</fieldset>'
 
 
@@ -145,9 +147,20 @@ def _own_fields(path: str, model: BaseModel) -> str:
     )
 
 
-def _wrapped(path: str, label: str, help_text: str | None, control: str) -> str:
-    note = f'<small id="h-{path}">{escape(help_text or "")}</small>'
-    return f'<div class="wb-field" data-field="{path}"><label for="f-{path}">{label}</label>{control}{note}</div>'
+def _wrapped(path: str, label: str, help_text: str | None, control: str, when: str = "") -> str:
+    note = f'<small id="h-{path}">{_plain(help_text)}</small>'
+    return f'<div class="wb-field" data-field="{path}"{when}><label for="f-{path}">{label}</label>{control}{note}</div>'
+
+
+def _domain(member: type[BaseModel]) -> str:
+    """What an extension is about, for the browser to offer only what fits the task."""
+    return f' data-domain="{getattr(member, "domain", "")}"'
+
+
+def _when(field: FieldInfo) -> str:
+    """The values of its neighbours at which a field matters, for the browser to hide it elsewhere."""
+    extra = field.json_schema_extra
+    return f' data-when="{escape(json.dumps(extra["when"]))}"' if isinstance(extra, dict) and "when" in extra else ""
 
 
 def _input(path: str, field: FieldInfo, annotation: Any, value: Any, *, described: bool = True) -> str:
@@ -201,8 +214,13 @@ def _name_of(member: type[BaseModel]) -> str:
 
 
 def _note(model: type[BaseModel]) -> str:
-    """The first line of a model's docstring, as text for people."""
-    return escape((model.__doc__ or "").split("\n")[0].replace("`", ""))
+    """The first line of a model's docstring."""
+    return _plain((model.__doc__ or "").split("\n")[0])
+
+
+def _plain(text: str | None) -> str:
+    """Help as text for people."""
+    return escape((text or "").replace("`", ""))
 
 
 def _is_group(value: Any) -> bool:
@@ -210,14 +228,15 @@ def _is_group(value: Any) -> bool:
     return isinstance(value, BaseModel) and "name" not in type(value).model_fields
 
 
-def _is_list(value: Any) -> bool:
+def _is_list(annotation: Any) -> bool:
     """Several extensions with settings of their own beside them."""
-    return isinstance(value, tuple) and bool(value) and isinstance(value[0], BaseModel)
+    item = get_args(annotation)[0] if get_origin(annotation) is tuple else None
+    return isinstance(item, type) and issubclass(item, BaseModel)
 
 
 def _label(name: str) -> str:
     words = name.replace("_", " ")
-    return escape({"grpo": "GRPO"}.get(name, words[:1].upper() + words[1:]))
+    return escape({"grpo": "GRPO", "kl_weight": "KL weight"}.get(name, words[:1].upper() + words[1:]))
 
 
 def _on(attribute: str, yes: bool) -> str:

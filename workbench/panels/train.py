@@ -1,6 +1,7 @@
 """The first page: one run, live. Lays out the page and passes on what the browser asks; everything shown comes from the store."""
 
 import json
+from dataclasses import asdict
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +13,7 @@ from workbench.config import PRESETS, RunConfig, parse_config
 from workbench.figures import FIGURES
 from workbench.history import History
 from workbench.panels import form, live
+from workbench.planning import noise_of_steps
 from workbench.studio import Studio
 
 TICK_SECONDS = 0.5
@@ -40,6 +42,14 @@ def build(studio: Studio) -> None:
         except ValueError as error:
             return {"errors": str(error).splitlines()}
 
+    def explain(values: dict[str, Any]) -> dict[str, Any]:
+        """What a run with these settings would be: its noise in the unit that all kernels share, or why it cannot be."""
+        try:
+            config = parse_config(form.read(RunConfig, values))
+        except ValueError as error:
+            return {"errors": str(error).splitlines()}
+        return {"noise": [asdict(step) | {"rate": min(step.rate, 1e9)} for step in noise_of_steps(config)]}
+
     def control(asked: dict[str, str]) -> dict[str, Any]:
         try:
             studio.control(asked["run"], asked["wish"])
@@ -51,7 +61,7 @@ def build(studio: Studio) -> None:
         html_template=_page(),
         js_on_load=MOUNT,
         head="".join(f'<script src="/gradio_api/file={(ASSETS / name).as_posix()}"></script>' for name in SCRIPTS),
-        server_functions=[settings, start, control],
+        server_functions=[settings, explain, start, control],
         apply_default_css=False,
         container=False,
         padding=False,

@@ -8,6 +8,52 @@ window.workbench.form = (() => {
   const follow = (menu) => {
     for (const box of wb.slot("form").querySelectorAll(`[data-of="${menu.dataset.choice}"]`)) box.hidden = box.dataset.name !== menu.value;
   };
+  // A setting that matters only beside certain values of its neighbours shows only beside them; it is sent all the same.
+  const relevant = () => {
+    for (const field of wb.slot("form").querySelectorAll("[data-when]")) {
+      const group = field.dataset.field.replace(/[^.]+$/, "");
+      const holds = ([name, fitting]) => fitting.includes(wb.slot("form").querySelector(`[name="${group}${name}"]`).value);
+      field.hidden = !Object.entries(JSON.parse(field.dataset.when)).every(holds);
+    }
+  };
+
+  // Models and rewards that know nothing of the task's domain are not offered; those in use are put away with them.
+  const fitting = () => {
+    const form = wb.slot("form"), about = form.querySelector('[name="task.name"]').selectedOptions[0].dataset.domain;
+    const fits = (element) => !element.dataset.domain || element.dataset.domain === about;
+    for (const line of form.querySelectorAll(".wb-line")) {
+      line.hidden = !fits(line);
+      if (line.hidden) line.querySelector('[name$=".use"]').checked = false;
+    }
+    const menu = form.querySelector('[name="model.name"]');
+    for (const option of menu.options) option.hidden = option.disabled = !fits(option);
+    if (!fits(menu.selectedOptions[0])) { menu.value = [...menu.options].find(fits).value; follow(menu); mark(menu); }
+  };
+
+  // While settings change: the noise of every step in one unit for all kernels, or why there can be no such run.
+  let waiting = null;
+  const explain = () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(async () => {
+      const reply = await wb.ask("explain", values());
+      refuse(reply.errors || []);
+      if (reply.noise) tabulate(reply.noise);
+    }, 300);
+  };
+  const tabulate = (steps) => {
+    const menu = wb.slot("form").querySelector('[data-choice="sampler"]');
+    let box = wb.slot("form").querySelector(".wb-noise");
+    if (!box) {
+      box = document.createElement("div");
+      box.className = "wb-noise";
+      menu.closest("fieldset").append(box);
+    }
+    const unit = (step) => step.t >= 1 && step.share < 1 ? "–" : step.share >= 1 ? "all" : wb.number(step.rate, 2);
+    const cells = (kind, parts) => `<tr>${parts.map((part) => `<${kind}>${part}</${kind}>`).join("")}</tr>`;
+    const rows = steps.map((step) => cells("td", [`${wb.number(step.t, 2)} → ${wb.number(step.s, 2)}`, wb.number(step.std, 2), `${Math.round(100 * Math.min(step.share, 9.99))} %`, unit(step)]));
+    box.innerHTML = `<table><caption>Noise of each stochastic step. Fresh: its share of the noise at that time. λ: one unit for all kernels, whatever the steps.</caption><thead>${cells("th", ["time", "std", "fresh", "λ"])}</thead><tbody>${rows.join("")}</tbody></table>`;
+  };
+
   const mark = (input) => {
     const field = input.closest(".wb-field, .wb-inline");
     const value = input.type === "checkbox" ? String(input.checked) : input.value;
@@ -44,11 +90,12 @@ window.workbench.form = (() => {
     wb.show(wb.slot("new"), yes);
     wb.root.querySelector('.wb-top [data-act="new"]').setAttribute("aria-expanded", String(yes));
     if (yes) wb.slot("new").scrollIntoView({ block: "start", behavior: "smooth" });
+    if (yes && !wb.slot("form").querySelector(".wb-noise")) explain();
   };
 
   const fill = async (asked) => {
     const reply = await wb.ask("settings", asked);
-    if (reply.form) { wb.slot("form").innerHTML = reply.form; remember(); }
+    if (reply.form) { wb.slot("form").innerHTML = reply.form; remember(); fitting(); relevant(); explain(); }
     refuse(reply.errors || []);
   };
 
@@ -71,12 +118,20 @@ window.workbench.form = (() => {
 
   const bind = () => {
     remember();
+    fitting();
+    relevant();
     wb.root.addEventListener("click", (event) => {
       const button = event.target.closest("button[data-act]");
       if (button && acts[button.dataset.act]) acts[button.dataset.act](button);
     });
     wb.slot("preset").addEventListener("change", (event) => fill({ preset: event.target.value }));
-    wb.slot("form").addEventListener("change", (event) => { if (event.target.dataset.choice) follow(event.target); mark(event.target); });
+    wb.slot("form").addEventListener("change", (event) => {
+      if (event.target.dataset.choice) follow(event.target);
+      mark(event.target);
+      if (event.target.name === "task.name") fitting();
+      relevant();
+      explain();
+    });
     wb.slot("form").addEventListener("submit", (event) => { event.preventDefault(); start(wb.root.querySelector('[data-act="start"]')); });
   };
 
