@@ -163,7 +163,7 @@ def test_a_file_with_an_unknown_setting_names_it_and_what_stands_beside_it() -> 
 def test_each_reward_may_appear_once() -> None:
     values = PRESETS["shapes"].model_dump(mode="json")
     values["rewards"] = values["rewards"][:1] * 2
-    with pytest.raises(ValueError, match="each reward may appear once among rewards and eval_rewards, got shapes_dense, shapes_dense"):
+    with pytest.raises(ValueError, match="once among rewards and eval_rewards, got shapes_dense, shapes_dense"):
         parse_config(values)
 
 

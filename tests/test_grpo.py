@@ -11,6 +11,7 @@ from workbench.grpo import (
     clipped_loss,
     constant_groups,
     gaussian_kl,
+    gdpo_advantages,
     group_advantages,
     ratio_norm,
     step_weights,
@@ -65,6 +66,78 @@ def test_advantages_are_clipped():
     assert group_advantages(rewards, 100).max() == 5.0
     assert group_advantages(rewards, 100, clip=2.0).max() == 2.0
     assert group_advantages(rewards[:26], 26).max() < 5.0
+
+
+# Several rewards, each compared by itself
+
+
+@pytest.mark.parametrize("weight", [0.2, 1.0, 7.0])
+def test_gdpo_of_one_reward_is_its_advantage_over_the_spread_of_the_batch(weight):
+    rewards = normal(6 * 4)
+    advantages = weight * group_advantages(rewards, 4, std_floor=0.05)
+    found = gdpo_advantages(rewards[None], [weight], 4, std_floor=0.05)
+    torch.testing.assert_close(found, advantages / (advantages.square().mean().sqrt() + 0.05))
+    # without a floor every group has spread 1, and so has the batch
+    without = gdpo_advantages(rewards[None], [weight], 4, std_floor=0.0)
+    torch.testing.assert_close(without, group_advantages(rewards, 4, std_floor=0.0))
+
+
+def test_gdpo_of_two_rewards_by_hand():
+    """Groups (0, 1) and (2, 0) of the first, (5, 5) and (1, 3) of the second, weights 2 and 1."""
+    parts = torch.tensor([[0.0, 1.0, 2.0, 0.0], [5.0, 5.0, 1.0, 3.0]])
+    total = torch.tensor([-2.0, 2.0, 2.0 - 1.0, -2.0 + 1.0])
+    torch.testing.assert_close(gdpo_advantages(parts, [2.0, 1.0], 2, std_floor=0.0), total / math.sqrt(2.5))
+
+
+def test_a_reward_of_tiny_spread_is_not_drowned_by_gdpo():
+    """Its scale does not matter, while a plain sum tells next to nothing of it."""
+    wide, narrow = normal(8 * 4), normal(8 * 4, seed=1)
+    apart = torch.stack([100 * wide, 0.01 * narrow])
+    found = gdpo_advantages(apart, [1.0, 1.0], 4, std_floor=0.0)
+    alike = gdpo_advantages(torch.stack([wide, narrow]), [1.0, 1.0], 4, std_floor=0.0)
+    torch.testing.assert_close(found, alike, rtol=1e-4, atol=1e-4)
+    summed = group_advantages(apart.sum(0), 4, std_floor=0.0)
+    torch.testing.assert_close(summed, group_advantages(wide, 4, std_floor=0.0), rtol=1e-3, atol=1e-3)
+    own = group_advantages(narrow, 4, std_floor=0.0)
+    assert float((found * own).mean()) > 0.5
+    assert float((summed * own).mean()) < 0.3
+
+
+def test_a_constant_reward_contributes_nothing_to_gdpo():
+    rewards = normal(5 * 4)
+    both = torch.stack([rewards, torch.full((20,), 0.1)])
+    torch.testing.assert_close(gdpo_advantages(both, [1.0, 3.0], 4), gdpo_advantages(rewards[None], [1.0], 4))
+    assert gdpo_advantages(torch.ones(2, 8), [1.0, 1.0], 4, std_floor=0.0).tolist() == [0.0] * 8
+
+
+def test_gdpo_sums_to_zero_in_each_group_has_unit_spread_and_is_clipped():
+    parts, weights = normal(3, 40 * 8), [0.5, 0.3, 0.2]
+    advantages = gdpo_advantages(parts, weights, 8)
+    assert advantages.reshape(40, 8).sum(1).abs().max() < 1e-4
+    assert float(advantages.square().mean()) == pytest.approx(1.0, abs=1e-3)
+    assert float(gdpo_advantages(parts, weights, 8, clip=0.5).abs().max()) == 0.5
+
+
+def test_gdpo_weighs_its_rewards():
+    parts = normal(2, 10 * 4)
+    first, second = (group_advantages(part, 4) for part in parts)
+    for weights in ([1.0, 0.0], [0.0, 1.0], [3.0, 1.0], [-1.0, 2.0]):
+        total = weights[0] * first + weights[1] * second
+        expected = total / (total.square().mean().sqrt() + 1e-4)
+        torch.testing.assert_close(gdpo_advantages(parts, weights, 4), expected)
+
+
+@pytest.mark.parametrize(
+    ("parts", "weights", "message"),
+    [
+        (torch.zeros(2, 4), [1.0], "one weight for each reward, got 1 for 2"),
+        (torch.zeros(1, 5), [1.0], "whole groups of 2, got 5"),
+        (torch.tensor([[0.0, 1.0], [math.inf, 0.0]]), [1.0, 1.0], "must be finite to be compared, got inf at sample 0"),
+    ],
+)
+def test_rewards_that_gdpo_cannot_compare_are_refused(parts, weights, message):
+    with pytest.raises(ValueError, match=message):
+        gdpo_advantages(parts, weights, 2)
 
 
 @pytest.mark.parametrize(
@@ -202,8 +275,19 @@ def test_ratio_norm_is_one_while_policies_agree_and_takes_a_std_per_state():
 def test_step_weights_average_to_one():
     assert step_weights([0.1, 0.7, 0.4]).tolist() == [1.0, 1.0, 1.0]
     torch.testing.assert_close(step_weights([0.1, 0.3, 0.8], "noise"), torch.tensor([0.25, 0.75, 2.0]))
-    with pytest.raises(ValueError, match="unknown step weights 'snr'; choose from: uniform, noise"):
+    # balanced: std over span is 0.5 and 1.5
+    torch.testing.assert_close(step_weights([0.1, 0.6], "balanced", spans=[0.2, 0.4]), torch.tensor([0.5, 1.5]))
+    with pytest.raises(ValueError, match="unknown step weights 'snr'; choose from: uniform, noise, balanced"):
         step_weights([0.1], "snr")
+    with pytest.raises(ValueError, match="need the spans"):
+        step_weights([0.1], "balanced")
+
+
+def test_balanced_weights_make_the_steps_pull_alike():
+    """The gradient of a step goes as its span over its std; times its weight it is the same at every step."""
+    stds, spans = [0.6, 0.4, 0.1], [0.1, 0.2, 0.45]
+    pull = step_weights(stds, "balanced", spans=spans) * torch.tensor(spans) / torch.tensor(stds)
+    torch.testing.assert_close(pull, pull[:1].expand(3))
 
 
 @pytest.mark.parametrize("call", [lambda: step_weights([0.5, 0.0]), lambda: gaussian_kl(torch.ones(1, 1), torch.ones(1, 1), 0.0)])

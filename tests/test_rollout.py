@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from workbench.lesson import Lesson, portions
 from workbench.models.policy import Policy
 from workbench.models.shapes import ShapesModel
 from workbench.objectives.grpo import GRPOObjective
-from workbench.rollout import Plan, Rollout, child_log_probs, sample_rollout
+from workbench.rollout import Plan, Rollout, child_log_probs, children_of_a_tree, sample_rollout
 from workbench.samplers import SAMPLERS
 from workbench.tasks.shapes import ShapesTask
 
@@ -190,7 +191,127 @@ def test_forwards_of_a_branch_are_the_trunk_the_states_and_the_children() -> Non
     assert sum(rows for rows, _, _ in generator.calls) == 5 * 2 + 5 + 20
 
 
-# Every step stochastic
+def composed(x: Tensor, prompts: Sequence[str], times: Sequence[float]) -> Tensor:
+    """Deterministic composition of the toy map along `times`."""
+    flow_map = ToyGenerator().bind(ToyGenerator().embed(prompts))
+    for t, s in pairwise(times):
+        x = flow_map(x, t, s)
+    return x
+
+
+@pytest.mark.parametrize(("completion", "calls_of_a_child"), [("jump", 5), ("compose", 15)])
+def test_branching_at_every_step_costs_k_t_by_jumps_and_half_k_t_squared_by_composition(
+    completion: str, calls_of_a_child: int
+) -> None:
+    """T = 6 steps, of which 5 branch: a child of step i is finished in one jump, or in the 5 - i steps left."""
+    generator = ToyGenerator()
+    plan = replace(PLAN, times=time_grid(6), steps=(0, 1, 2, 3, 4), completion=completion)  # type: ignore[arg-type]
+    rollout = sample_rollout(generator, SAMPLERS["asfmc"](), PROMPTS, plan, key=(0,))
+    trunk, states, children = 5 * 4, 5 * 5, 5 * 4 * calls_of_a_child
+    assert sum(rows for rows, _, _ in generator.calls) == trunk + states + children
+    assert len(rollout.final) == 5 * 4 * 5
+
+
+@pytest.mark.parametrize("steps", [(0, 1, 2), (0, 2)])
+@pytest.mark.parametrize("completion", ["jump", "compose"])
+def test_every_branching_step_has_groups_of_its_own_that_leave_one_trunk(steps: tuple[int, ...], completion: str) -> None:
+    rollout = draw(replace(PLAN, steps=steps, completion=completion))  # type: ignore[arg-type]
+    assert [transition.step for transition in rollout.transitions] == list(steps)
+    assert rollout.prompts == tuple(prompt for prompt in PROMPTS for _ in range(4)) * len(steps)
+    assert len(set(rollout.seeds)) == len(rollout.seeds) == 20 * len(steps)
+    start = seeded_noise([seed_stream(seed, -1) for seed in rollout.seeds[:20:4]], (3, 2, 2))
+    for turn, transition in enumerate(rollout.transitions):
+        own = slice(20 * turn, 20 * turn + 20)
+        assert torch.equal(transition.leaves, torch.arange(own.start, own.stop).view(5, 4, 1))
+        assert torch.equal(transition.rows, torch.arange(5))
+        assert torch.equal(transition.states, composed(start, PROMPTS, TIMES[: transition.step + 1]))
+        rest = TIMES[transition.step + 1 :]
+        hops = (rest[0], 0.0) if completion == "jump" else rest
+        finished = composed(transition.children.flatten(0, 1), rollout.prompts[own], hops)
+        assert torch.equal(rollout.final[own], finished)
+
+
+def test_one_branching_step_among_several_is_what_it_would_be_alone() -> None:
+    """The first of them bit for bit; later ones have seeds of their own, since no two samples may share one."""
+    alone, together = draw(replace(PLAN, steps=(0,))), draw(replace(PLAN, steps=(0, 2)))
+    assert together.seeds[:20] == alone.seeds
+    assert torch.equal(together.final[:20], alone.final)
+    assert torch.equal(together.transitions[0].children, alone.transitions[0].children)
+
+
+def test_a_sample_has_a_log_probability_only_at_the_step_where_it_branched() -> None:
+    rollout = draw(replace(PLAN, steps=(0, 2)))
+    first, second = rollout.log_probs
+    assert torch.equal(first[:20], rollout.transitions[0].log_probs.flatten())
+    assert torch.equal(second[20:], rollout.transitions[1].log_probs.flatten())
+    assert first[20:].isnan().all()
+    assert second[:20].isnan().all()
+
+
+# Trees
+
+
+@pytest.mark.parametrize("completion", ["jump", "compose"])
+@pytest.mark.parametrize("step", [0, 2])
+def test_a_tree_that_splits_once_is_a_branch_bit_for_bit(step: int, completion: str) -> None:
+    plan = replace(PLAN, steps=(step,), completion=completion)  # type: ignore[arg-type]
+    (branch,), (tree,) = (draw(replace(plan, structure=kind)).transitions for kind in ("branch", "tree"))  # type: ignore[arg-type]
+    for name in ("states", "children", "means", "log_probs", "leaves", "rows"):
+        assert torch.equal(getattr(branch, name), getattr(tree, name)), name
+    assert torch.equal(draw(plan).final, draw(replace(plan, structure="tree")).final)
+
+
+@pytest.mark.parametrize("completion", ["jump", "compose"])
+def test_every_node_of_a_tree_grows_from_the_child_that_it_is(completion: str) -> None:
+    plan = replace(PLAN, structure="tree", steps=(0, 2), group_size=16, completion=completion)  # type: ignore[arg-type]
+    rollout = draw(plan)
+    first, second = rollout.transitions
+    assert first.children.shape == (5, 4, 3, 2, 2)
+    assert second.children.shape == (20, 4, 3, 2, 2)
+    assert second.rows.tolist() == [p for p in range(5) for _ in range(4)]
+    assert torch.equal(second.states, composed(first.children.flatten(0, 1), [PROMPTS[row] for row in second.rows], TIMES[1:3]))
+    assert torch.equal(rollout.final, composed(second.children.flatten(0, 1), rollout.prompts, (TIMES[3], 0.0)))
+    assert torch.equal(first.leaves, torch.arange(80).view(5, 4, 4))
+    assert torch.equal(second.leaves, torch.arange(80).view(20, 4, 1))
+    shared, own = rollout.log_probs
+    assert torch.equal(shared, first.log_probs.flatten().repeat_interleave(4))
+    assert torch.equal(own, second.log_probs.flatten())
+    assert len(torch.unique(rollout.final.flatten(1), dim=0)) == 80
+
+
+def test_only_the_last_split_of_a_tree_may_jump() -> None:
+    """Before it nodes are carried along the grid, since that is where they split again."""
+    generators = {}
+    for completion in ("jump", "compose"):
+        generators[completion] = ToyGenerator()
+        plan = replace(PLAN, structure="tree", steps=(0, 1), completion=completion, sample_batch=64)  # type: ignore[arg-type]
+        sample_rollout(generators[completion], SAMPLERS["asfmc"](), PROMPTS, plan, key=(0,))
+    rows = {name: sum(calls for calls, _, _ in generator.calls) for name, generator in generators.items()}
+    assert rows == {"jump": 5 + 10 + 20, "compose": 5 + 10 + 2 * 20}
+
+
+def test_every_split_of_a_tree_is_antithetic() -> None:
+    for transition in draw(replace(PLAN, structure="tree", steps=(0, 1, 2), group_size=8)).transitions:
+        away = transition.children - transition.means[:, None]
+        assert torch.allclose(away[:, 0], -away[:, 1], atol=1e-6)
+        assert len(torch.unique(away[:, 0].flatten(1), dim=0)) == len(away)
+
+
+@pytest.mark.parametrize(
+    ("leaves", "splits", "children"), [(8, 3, 2), (27, 3, 3), (64, 3, 4), (7, 1, 7), (2**12, 12, 2), (10**6, 6, 10)]
+)
+def test_children_of_a_tree_multiply_to_its_leaves(leaves: int, splits: int, children: int) -> None:
+    assert children_of_a_tree(leaves, splits) == children
+
+
+@pytest.mark.parametrize(("leaves", "splits"), [(9, 3), (2, 2), (1, 1), (8, 0)])
+def test_a_tree_whose_leaves_do_not_fit_is_told_which_would(leaves: int, splits: int) -> None:
+    fitting = {3: "8, 27, 64", 2: "4, 9, 16", 1: "2, 3, 4", 0: "none without a split"}[splits]
+    with pytest.raises(ValueError, match=f"splits {splits} times cannot have {leaves} leaves; possible are: {fitting}"):
+        children_of_a_tree(leaves, splits)
+
+
+# Every step stochastic, or some
 
 
 def test_every_step_but_the_last_is_scored() -> None:
@@ -200,6 +321,25 @@ def test_every_step_but_the_last_is_scored() -> None:
     assert torch.equal(rollout.latents[1], rollout.transitions[0].children[:, 0])
     last = ToyGenerator().bind(ToyGenerator().embed(rollout.prompts))(rollout.transitions[2].children[:, 0], PLAN.times[3], 0.0)
     assert torch.equal(rollout.final, last)
+
+
+@pytest.mark.parametrize("steps", [(0,), (1, 2), (1,), ()])
+def test_outside_a_window_a_trajectory_is_deterministic_composition(steps: tuple[int, ...]) -> None:
+    rollout = draw(replace(CHAINS, steps=steps))
+    assert [transition.step for transition in rollout.transitions] == list(steps)
+    x, at = seeded_noise([seed_stream(seed, -1) for seed in rollout.seeds], (3, 2, 2)), 0
+    for transition in rollout.transitions:
+        assert torch.equal(transition.states, composed(x, rollout.prompts, TIMES[at : transition.step + 1]))
+        x, at = transition.children[:, 0], transition.step + 1
+    assert torch.equal(rollout.final, composed(x, rollout.prompts, TIMES[at:]))
+    assert all(not row.isnan().any() for row in rollout.log_probs)
+
+
+def test_without_a_stochastic_step_samples_differ_by_their_initial_noise_alone() -> None:
+    rollout = draw(replace(CHAINS, steps=()), SAMPLERS["ode"]())
+    assert rollout.transitions == rollout.log_probs == ()
+    assert len(torch.unique(rollout.final.flatten(1), dim=0)) == 20
+    assert torch.equal(rollout.final, draw(replace(CHAINS, steps=(), train_batch=1), SAMPLERS_TRAINED["flow_sde"]).final)
 
 
 def test_seed_groups_share_their_initial_noise_and_nothing_else() -> None:
@@ -241,7 +381,7 @@ def test_children_are_scored_as_if_each_had_its_state_to_itself(shape: tuple[int
 @pytest.mark.parametrize("adapter", ["full", "lora"])
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("sampler", SAMPLERS_TRAINED)
-@pytest.mark.parametrize("name", [name for name, plan in PLANS.items() if plan.steps])
+@pytest.mark.parametrize("name", ["every step", "window", "branches", "tree"])
 def test_the_first_ratio_is_exactly_one(sampler: str, name: str, precision: str, adapter: str) -> None:
     """In portions of two states, drawn without gradients and scored again with them."""
     generator, kernel, objective = embedded(adapter, precision).generator, SAMPLERS_TRAINED[sampler], GRPOObjective()
