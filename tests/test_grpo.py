@@ -91,7 +91,7 @@ def test_gdpo_of_two_rewards_by_hand():
 
 def test_a_reward_of_tiny_spread_is_not_drowned_by_gdpo():
     """Its scale does not matter, while a plain sum tells next to nothing of it."""
-    wide, narrow = normal(8 * 4), normal(8 * 4, seed=1)
+    wide, narrow = normal(100 * 4), normal(100 * 4, seed=1)
     apart = torch.stack([100 * wide, 0.01 * narrow])
     found = gdpo_advantages(apart, [1.0, 1.0], 4, std_floor=0.0)
     alike = gdpo_advantages(torch.stack([wide, narrow]), [1.0, 1.0], 4, std_floor=0.0)
