@@ -143,6 +143,30 @@ def bench_methods(
     }
 
 
+def table(
+    suite: Mapping[str, Any], label: str = "equal evaluations", steps: Sequence[int] = (1, 2, 4, 8)
+) -> list[dict[str, Any]]:
+    """One row a method, the base first and then the best first: its held-out figures, what it cost, and its intervals over seeds.
+
+    Args:
+        suite: of the figures of `bench_methods`.
+        label: "equal evaluations" or "equal seconds".
+    """
+    main, own = suite["main"], str(suite["sampling_steps"])
+    found = {name: entry[label] for name, entry in suite["methods"].items() if label in entry}
+    order = sorted(found, key=lambda name: -found[name]["steps"][own][main]["value"])
+    costs = {"iterations": "iteration", "evaluations": "evaluations", "seconds": "seconds"}
+
+    def row(name: str, figures: Mapping[str, Any], cost: Mapping[str, float]) -> dict[str, Any]:
+        at = figures[own]
+        others = {key: at[key]["value"] for key in at if key not in (main, "saturation")}
+        by_steps = {f"{main}, {count} steps": figures[str(count)][main]["value"] for count in steps if str(count) in figures}
+        interval = {main: at[main]["value"], "low": at[main]["low"], "high": at[main]["high"]}
+        return {"method": name, **interval, **by_steps, **others, **{told: cost.get(key, 0.0) for told, key in costs.items()}}
+
+    return [row("base", suite["base"], {}), *(row(name, found[name]["steps"], found[name]) for name in order)]
+
+
 def run_method(
     suite: str,
     method: str,
