@@ -9,7 +9,7 @@ from workbench.figures.style import QUIET, SERIES, faded, figure
 
 ON_THE_WAY = "Higher is better, and a band that lies wholly above another is a difference that the seeds agree on."
 AT_THE_END = (
-    "Dots to the right are better. Bars are 95 % intervals over seeds, small marks the seeds themselves: where bars overlap much, "
+    "Dots to the right are better. Bars are 95 % intervals over seeds, small marks the seeds: where bars overlap much, "
     "the seeds do not tell the methods apart."
 )
 LABELS = {"equal evaluations": "at equal network evaluations", "equal seconds": "at equal wall clock"}
