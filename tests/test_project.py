@@ -33,7 +33,7 @@ LARGEST_FILE = 8 * 2**20  # bytes
 
 OWNERS = {
     "threading": ("workbench.jobs",),
-    "concurrent": ("workbench.jobs", "workbench.scoring", "workbench.studio", "workbench.panels"),  # threads, futures handed on
+    "concurrent": ("workbench.jobs", "workbench.scoring", "workbench.studio", "workbench.panels"),  # pages only hand futures on
     "gradio": ("app", "workbench.panels", "workbench.cli.doctor"),
     "plotly": ("workbench.figures",),
     "diffusers": ("workbench.models",),
@@ -54,7 +54,7 @@ LAYERS = (
     {"objectives"},
     {"config", "rules"},
     {"planning", "evaluate", "scoring"},
-    {"examiner", "learner", "update", "preflight", "train", "pretrain", "recipes"},
+    {"examiner", "learner", "update", "preflight", "train", "pretrain", "recipes", "preferences"},
     {
         "store",
         "jobs",

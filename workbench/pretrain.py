@@ -27,43 +27,59 @@ from workbench.events import (
 )
 from workbench.flow import time_grid
 from workbench.optim import AveragedWeights, load_optimizer_tensors, optimizer_tensors, set_learning_rate
+from workbench.preferences import PreferenceRecipe, pretrain_preference
 from workbench.recipes import RECIPES
 from workbench.recipes.base import Recipe, Workpiece
 from workbench.recipes.stages import Stage
 from workbench.rewards import REWARDS
 
+KNOWN: dict[str, type[Recipe] | type[PreferenceRecipe]] = {**RECIPES, "preference": PreferenceRecipe}
+"""Everything that can be made: generators, and the scorer of a reward."""
 
-def configure_recipe(name: str, changes: Mapping[str, object] | None = None) -> Recipe:
+
+def configure_recipe(name: str, changes: Mapping[str, object] | None = None) -> Recipe | PreferenceRecipe:
     """A recipe with changes applied; text is read as YAML scalars.
 
     Raises: ValueError: one line for each mistake, naming the key, the value and what would be accepted.
     """
-    if name not in RECIPES:
-        raise ValueError(f"unknown recipe {name!r}; choose from: {', '.join(RECIPES)}")
-    values = {key: yaml.safe_load(value) if isinstance(value, str) else value for key, value in (changes or {}).items()}
-    fields = [field for field in RECIPES[name].model_fields if field != "name"]
+    return _checked(
+        name, {key: yaml.safe_load(value) if isinstance(value, str) else value for key, value in (changes or {}).items()}
+    )
+
+
+def recorded_recipe(values: Mapping[str, Any]) -> Recipe | PreferenceRecipe:
+    """The recipe that a run was recorded with. Raises: ValueError: where it is none that there is."""
+    settings = dict(values)
+    return _checked(settings.pop("name", "shapes"), settings)
+
+
+def _checked(name: str, values: Mapping[str, Any]) -> Recipe | PreferenceRecipe:
+    if name not in KNOWN:
+        raise ValueError(f"unknown recipe {name!r}; choose from: {', '.join(KNOWN)}")
+    fields = [field for field in KNOWN[name].model_fields if field != "name"]
     if unknown := [key for key in values if key not in fields]:
         raise ValueError(f"unknown setting {unknown[0]!r}; choose from: {', '.join(fields)}")
     try:
-        return RECIPES[name].model_validate(values)
+        return KNOWN[name].model_validate(values)
     except ValidationError as error:
         raise ValueError("\n".join(f"{item['loc'][0]} = {item['input']!r}: {item['msg']}" for item in error.errors())) from None
 
 
-def recorded_recipe(values: Mapping[str, Any]) -> Recipe:
-    """The recipe that a run was recorded with. Raises: ValueError: where it is none that there is."""
-    settings = dict(values)
-    return configure_recipe(settings.pop("name", "shapes"), settings)
-
-
 def pretrain(
-    recipe: Recipe, *, resume: CheckpointReady | None = None, controls: Controls | None = None, device: str = "cpu"
+    recipe: Recipe | PreferenceRecipe,
+    *,
+    resume: CheckpointReady | None = None,
+    controls: Controls | None = None,
+    device: str = "cpu",
 ) -> Iterator[Event]:
-    """Make an embedded generator; the last checkpoint's `average` tensors are the weights that ship.
+    """Make an embedded generator, or the preference scorer; what ships is `recipe.modules` of the last checkpoint.
 
     Raises: FloatingPointError: if a loss stops being finite.
     """
     controls = controls or Controls()
+    if isinstance(recipe, PreferenceRecipe):
+        yield from pretrain_preference(recipe, resume=resume, controls=controls)
+        return
     torch.manual_seed(recipe.seed)
     stages = recipe.stages()
     starts = dict(zip([stage.name for stage in stages], accumulate((stage.steps for stage in stages), initial=0), strict=False))

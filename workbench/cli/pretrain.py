@@ -1,4 +1,4 @@
-"""`pretrain`: make one of the embedded generators by its recipe, and write its weights."""
+"""`pretrain`: make one of the embedded networks by its recipe, and write its weights."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,12 +21,13 @@ from workbench.cli.options import (
 from workbench.cli.screen import say
 
 if TYPE_CHECKING:
+    from workbench.preferences import PreferenceRecipe
     from workbench.recipes.base import Recipe
     from workbench.store import Store
 
 
 def pretrain(
-    model: Annotated[str, typer.Argument(help="generator to make: shapes, shapes_fm, shapes_cm or glyphs")] = "shapes",
+    model: Annotated[str, typer.Argument(help="what to make: shapes, shapes_fm, shapes_cm, glyphs or preference")] = "shapes",
     changes: Changes = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="weights to write; by default in the run's folder")] = None,
     resume: Resume = None,
@@ -36,6 +37,8 @@ def pretrain(
     as_json: Json = False,
 ) -> None:
     """Pretrain an embedded generator: shapes and glyphs from nothing, shapes_fm and shapes_cm from the shipped shapes.
+
+    preference makes the scorer behind the reward glyphs_preference instead.
 
     Ctrl-C stops after the current step with a checkpoint; a second one ends it now.
     """
@@ -64,16 +67,13 @@ def pretrain(
     conclude(summary, as_json)
 
 
-def export_weights(store: "Store", run: str, recipe: "Recipe", path: Path) -> Path:
+def export_weights(store: "Store", run: str, recipe: "Recipe | PreferenceRecipe", path: Path) -> Path:
     """Write the averaged weights of a finished pretraining as the model loads them."""
     from workbench import __version__
     from workbench.models.embedded import save_weights
 
     last = store.load_checkpoint(run)
-    networks = recipe.model.networks()
-    networks.network.load_state_dict(last.tensors["network"] | last.tensors["average"])
-    networks.autoencoder.load_state_dict(last.tensors["autoencoder"])
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"run": run, "iteration": last.iteration, "config": store.run(run).config, "version": __version__}
-    save_weights(path, networks._asdict(), metadata)
+    save_weights(path, recipe.modules(last), metadata)
     return path

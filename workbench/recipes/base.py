@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from workbench.config import Settings
 from workbench.contracts import Task
+from workbench.events import CheckpointReady
 from workbench.flow import seed_stream, seeded_noise
 from workbench.models.embedded import EmbeddedModel, load_weights, shipped_weights
 from workbench.recipes.stages import Autoencoder, FlowMatching, MeanFlow, Stage, StoredPaths
@@ -66,6 +67,13 @@ class Recipe(Settings):
     @property
     def iterations(self) -> int:
         return sum(stage.steps for stage in self.stages())
+
+    def modules(self, checkpoint: CheckpointReady) -> dict[str, nn.Module]:
+        """What ships of a checkpoint: the networks by name, with the averaged weights."""
+        networks = self.model.networks()
+        networks.network.load_state_dict(checkpoint.tensors["network"] | checkpoint.tensors["average"])
+        networks.autoencoder.load_state_dict(checkpoint.tensors["autoencoder"])
+        return networks._asdict()
 
 
 class FromNothing(Recipe):

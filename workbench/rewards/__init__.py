@@ -1,6 +1,9 @@
 from workbench.contracts import Reward
 from workbench.rewards.glyphs_dense import GlyphsDense
 from workbench.rewards.glyphs_exact import GlyphsExact
+from workbench.rewards.glyphs_ocr import GlyphsOCR
+from workbench.rewards.preference import GlyphsPreference
+from workbench.rewards.preference_rule import GlyphsRule
 from workbench.rewards.shapes_dense import ShapesDense
 from workbench.rewards.shapes_exact import ShapesExact
 from workbench.rewards.shapes_fidelity import ShapesFidelity
@@ -11,4 +14,7 @@ REWARDS: dict[str, type[Reward]] = {
     "shapes_fidelity": ShapesFidelity,
     "glyphs_dense": GlyphsDense,
     "glyphs_exact": GlyphsExact,
+    "glyphs_ocr": GlyphsOCR,
+    "glyphs_preference": GlyphsPreference,
+    "glyphs_rule": GlyphsRule,
 }

@@ -1,7 +1,7 @@
 """Whether a text recogniser reads the word that a prompt asks for."""
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,10 +17,10 @@ class GlyphsOCR(Reward):
     Flow-GRPO (arXiv:2505.05470).
     """
 
-    domain: ClassVar[str] = "glyphs"
-    background: ClassVar[bool] = True
-
     name: Literal["glyphs_ocr"] = "glyphs_ocr"
+
+    domain = "glyphs"
+    background = True
 
     def load(self, device: torch.device) -> RewardFunction:
         """Raises: ModuleNotFoundError: if the recogniser is not installed, saying how to install it."""
@@ -72,6 +72,6 @@ def reader() -> Callable[[Tensor], list[str]]:
 
     def read(images: Tensor) -> list[str]:
         pixels = (images.detach().cpu().clamp(0, 1) * 255).round().byte().flip(1).permute(0, 2, 3, 1).contiguous().numpy()
-        return list(engine.recognize_txt(list(pixels)).txts) if len(pixels) else []  # it takes BGR
+        return list(engine.recognize_txt(list(pixels)).txts or ()) if len(pixels) else []  # it takes BGR
 
     return read
