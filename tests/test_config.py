@@ -6,6 +6,7 @@ import pytest
 from pydantic import BaseModel
 
 from workbench.config import PRESETS, RunConfig, configure, parse_config
+from workbench.flow import time_grid
 from workbench.models import MODELS
 from workbench.objectives import OBJECTIVES
 from workbench.recipes import RECIPES
@@ -14,6 +15,12 @@ from workbench.samplers import SAMPLERS
 from workbench.tasks import TASKS
 
 EXTENSIONS = [kind for registry in (SAMPLERS, OBJECTIVES, REWARDS, MODELS, TASKS) for kind in registry.values()]
+
+
+CUSTOM = {"rollout.grid": "custom"}
+CHOSEN = {"rollout.branch_at": "chosen"}
+TREE = {"rollout.mode": "tree"}
+EXACT_ALONE = {"rewards": [{"reward": {"name": "shapes_exact"}, "weight": 1.0}]}
 
 
 def groups_of_settings(kind: type[BaseModel]) -> set[type[BaseModel]]:
@@ -127,8 +134,56 @@ def test_a_reward_that_the_preset_lacks_can_be_added() -> None:
         ({"sampler.anchor": 0}, ["'asfmc'", "anchor = 0"]),
         ({"grpo.groups": 7, "compute.processes": 2}, ["grpo.groups = 7", "compute.processes = 2"]),
         ({f"rewards.{name}": 0 for name, kind in REWARDS.items() if kind.domain == "shapes"}, ["weight 0"]),
+        # objectives
+        ({"objective": "ppo"}, ["objective.name", "unknown objective 'ppo'", *OBJECTIVES]),
+        ({"objective.clip": 1}, ["'objective.clip'", "choose from", "clip_range"]),
+        ({"grpo.kl_weight": 0.1}, ["'grpo.kl_weight'", "choose from: groups"]),
+        ({"grpo.combine": "mean"}, ["grpo.combine = 'mean'", "'sum' or 'gdpo'"]),
+        # time grids
+        ({"rollout.grid": "karras"}, ["rollout.grid = 'karras'", "'uniform', 'linspace', 'log_snr' or 'custom'"]),
+        (CUSTOM | {"rollout.times": "[1, 0.5, 0.6, 0.2, 0]"}, ["rollout.times", "descends strictly", "1 is 0.5", "2 is 0.6"]),
+        (CUSTOM | {"rollout.times": "[0.9, 0.5, 0.3, 0.2, 0]"}, ["rollout.times", "starts at 1", "ends at 0", "got 0.9 and 0"]),
+        (CUSTOM | {"rollout.times": "[1, 0.5, 0]"}, ["rollout.times", "rollout.steps + 1 = 5 numbers", "got 3"]),
+        (CUSTOM, ["rollout.times", "5 numbers", "got 0"]),
+        ({"rollout.times": "[1, 0.5, 0]"}, ["rollout.times", "rollout.grid = 'custom'", "got the grid 'uniform'"]),
+        # what is stochastic
+        ({"sampler.anchor": 1.5}, ["sampler.anchor = 1.5", "less than or equal to 1"]),
+        ({"rollout.mode": "window", "rollout.window": 4}, ["rollout.window = 4", "3 steps", "smaller window"]),
+        (
+            {"rollout.mode": "window", "rollout.window": 3, "rollout.window_moves": "jumps", "rollout.window_until": 2},
+            ["rollout.window = 3", "2 steps"],
+        ),
+        ({"rollout.branch_at": "chosen"}, ["rollout.branch_at = 'chosen'", "rollout.chosen_steps"]),
+        (CHOSEN | {"rollout.chosen_steps": "[0, 3]"}, ["rollout.chosen_steps = [0, 3]", "0 to 2", "last"]),
+        (CHOSEN | {"rollout.chosen_steps": "[2, 0]"}, ["rollout.chosen_steps = [2, 0]", "ascend"]),
+        (CHOSEN | {"rollout.chosen_steps": "[1, 1]"}, ["rollout.chosen_steps = [1, 1]", "ascend"]),
+        ({"rollout.mode": "tree", "rollout.chosen_steps": "[3]"}, ["rollout.chosen_steps = [3]", "0 to 2"]),
+        (TREE | {"grpo.group_size": 6}, ["grpo.group_size = 6", "splits 3 times", "possible are: 8, 27, 64"]),
+        (TREE | {"grpo.group_size": 2}, ["grpo.group_size = 2", "possible are: 8, 27, 64"]),
+        (TREE | {"grpo.group_size": 27}, ["antithetic", "3 children", "grpo.group_size = 27", "rollout.antithetic = false"]),
+        # what agrees with what
+        ({"model": "shapes_cm"}, ["'asfmc' needs a two_time map", "'shapes_cm' is a single_time map", "asfmc_endpoint"]),
+        ({"model": "shapes_cm", "sampler": "flow_sde"}, ["'flow_sde' needs a two_time or velocity map", "asfmc_endpoint"]),
+        ({"model": "shapes_fm", "sampler": "asfmc_endpoint"}, ["'shapes_fm' is a velocity map", "flow_sde, dance_sde"]),
+        ({"model": "shapes_cm", "sampler": "asfmc_endpoint"}, ["rollout.completion = 'compose'", "choose 'jump'"]),
+        (
+            {"model": "shapes_cm", "sampler": "asfmc_endpoint", "rollout.completion": "jump", "objective": "nft"},
+            ["'nft' needs a two_time or velocity map", "choose from: "],
+        ),
+        ({"model": "glyphs"}, ["model 'glyphs'", "task 'shapes'", "choose from: shapes, shapes_fm, shapes_cm"]),
+        ({"rewards.glyphs_exact": 1}, ["reward 'glyphs_exact'", "task 'shapes'", "choose from: shapes_dense, shapes_exact"]),
+        ({"eval_rewards.glyphs_exact": 1}, ["reward 'glyphs_exact'", "task 'shapes'", "choose from: shapes_dense, shapes_exact"]),
+        ({"sampler.name": "ode"}, ["'grpo' has no ratio", "needs no ratio: nft"]),
+        ({"sampler.name": "ode", "objective": "nft"}, ["start from different noise", "rollout.mode = 'all'"]),
+        (
+            {"sampler.name": "ode", "objective": "nft", "rollout.mode": "all", "rollout.shared_noise": True},
+            ["start from different noise", "without rollout.shared_noise"],
+        ),
+        # judges
+        ({"eval_rewards.aesthetics": 1}, ["eval_rewards.aesthetics", "unknown reward", *REWARDS]),
+        ({"eval_rewards.shapes_exact": 1}, ["once among rewards and eval_rewards", "shapes_exact"]),
     ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    ids=lambda value: " ".join(f"{k}={v}" for k, v in value.items())[:60] if isinstance(value, dict) else "",
 )
 def test_a_mistake_is_one_line_that_names_key_value_and_choices(changes: dict, words: list[str]) -> None:
     message = mistake(changes)
@@ -145,6 +200,55 @@ def test_several_mistakes_are_a_line_each() -> None:
 def test_an_odd_group_is_fine_without_antithetic_pairs_or_branches() -> None:
     assert configure("shapes", {"grpo.group_size": 7, "rollout.antithetic": False}).grpo.group_size == 7
     assert configure("shapes", {"grpo.group_size": 7, "rollout.mode": "all"}).grpo.group_size == 7
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sampler": "ode", "objective": "nft", "rollout.mode": "all"},
+        {"model": "shapes_cm", "sampler": "asfmc_endpoint", "rollout.mode": "all"},
+        {"model": "shapes_cm", "sampler": "ddim_mix", "rollout.completion": "jump"},
+        {"model": "shapes_fm", "sampler": "precise"},
+        TREE | {"grpo.group_size": 16, "rollout.chosen_steps": "[0, 2]"},
+        TREE | {"grpo.group_size": 27, "rollout.antithetic": False},
+        {"rollout.mode": "window", "rollout.window": 3},
+        EXACT_ALONE | {"eval_rewards.shapes_dense": 1, "eval_rewards.shapes_fidelity": 1},
+        {"rollout.grid": "log_snr", "evaluation.sampling_steps": 12},
+    ],
+    ids=str,
+)
+def test_what_agrees_is_accepted_and_survives_its_json(changes: dict) -> None:
+    config = configure("shapes", changes)
+    assert parse_config(json.loads(json.dumps(config.model_dump(mode="json")))) == config
+
+
+def test_judges_are_switched_on_and_off_by_name() -> None:
+    judged = configure("shapes", EXACT_ALONE | {"eval_rewards.shapes_dense": "1", "eval_rewards.shapes_fidelity": "true"})
+    assert [judge.reward.name for judge in judged.eval_rewards] == ["shapes_dense", "shapes_fidelity"]
+    assert [weighted.reward.name for weighted in judged.rewards] == ["shapes_exact"]
+    entries = judged.model_dump(mode="json")["eval_rewards"]
+    one = configure("shapes", EXACT_ALONE | {"eval_rewards": entries, "eval_rewards.shapes_dense": "0"})
+    assert [judge.reward.name for judge in one.eval_rewards] == ["shapes_fidelity"]
+    assert configure("shapes", {"eval_rewards.shapes_exact": "0"}) == PRESETS["shapes"]
+
+
+@pytest.mark.parametrize("steps", [2, 4, 7])
+@pytest.mark.parametrize("grid", ["uniform", "linspace", "log_snr"])
+def test_a_grid_has_the_same_shape_at_every_number_of_steps(grid: str, steps: int) -> None:
+    rollout = configure("shapes", {"rollout.grid": grid, "rollout.shift": 2}).rollout
+    assert rollout.grid_of(steps) == time_grid(steps, 2.0, grid)  # type: ignore[arg-type]
+
+
+def test_explicit_times_hold_at_their_own_number_of_steps_and_elsewhere_the_shifted_grid() -> None:
+    config = configure("shapes", {**CUSTOM, "rollout.times": "[1, 0.8, 0.5, 0.1, 0]", "rollout.shift": 3})
+    assert config.times == config.rollout.grid_of(4) == (1.0, 0.8, 0.5, 0.1, 0.0)
+    assert config.rollout.grid_of(6) == time_grid(6, 3.0)
+
+
+def test_the_steps_that_count_are_a_rollouts_unless_told_otherwise() -> None:
+    assert configure("shapes").sampling_steps == 4
+    reduced = configure("shapes", {"evaluation.sampling_steps": 10})
+    assert (reduced.sampling_steps, len(reduced.times)) == (10, 5)
 
 
 def test_a_file_with_an_unknown_setting_names_it_and_what_stands_beside_it() -> None:

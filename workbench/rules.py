@@ -1,6 +1,7 @@
 """What must agree in a run's configuration, beyond the range of each setting; every refusal names the rule and the choices."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from workbench.flow import check_times
@@ -76,7 +77,8 @@ def check_rollout(config: "RunConfig") -> None:
                 f"rollout.times must be rollout.steps + 1 = {rollout.steps + 1} numbers for the grid 'custom', got "
                 f"{len(rollout.times)}"
             )
-        check_times(rollout.times)
+        with _about("rollout.times"):
+            check_times(rollout.times)
     elif rollout.times:
         raise ValueError(f"rollout.times is only read by rollout.grid = 'custom', got the grid {rollout.grid!r}")
     if rollout.mode == "window" and rollout.window > (within := min(rollout.window_until or rollout.steps, rollout.steps - 1)):
@@ -93,12 +95,22 @@ def check_rollout(config: "RunConfig") -> None:
         )
     children = size
     if rollout.mode == "tree":
-        children = children_of_a_tree(size, len(chosen or config.training_steps))
+        with _about(f"grpo.group_size = {size}"):
+            children = children_of_a_tree(size, len(chosen or config.training_steps))
     if rollout.antithetic and rollout.mode in ("branch", "tree") and children % 2:
         raise ValueError(
             f"antithetic noise comes in pairs, and {children} children of a state (grpo.group_size = {size}) are odd; choose an "
             "even number or rollout.antithetic = false"
         )
+
+
+@contextmanager
+def _about(setting: str) -> Iterator[None]:
+    """Name the setting in a refusal that knows only its value."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{setting}: {error}") from None
 
 
 def _list(names: Sequence[str]) -> str:
