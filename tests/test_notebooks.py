@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "notebooks"
 SMALLEST: dict[str, dict[str, Any]] = {
     "double_ring": {"num_samples": 1000, "steps": [10, 20], "few_steps": [2]},
+    "anchor_noise": {"anchors": [0.0, 1.0], "noises": [0.0, 1.0], "prompts": 6, "per_prompt": 2},
 }
 """Each notebook by name, and the parameters with which it takes seconds."""
 
@@ -94,3 +95,12 @@ def test_the_double_ring_finds_the_exact_kernel_right_and_the_biased_ones_wrong(
     assert mass["cps"][10] < 0.4
     assert mass["precise"][10] < mass["precise"][20] < 0.5
     assert 19 in mass["asfmc_local"]  # two evaluations a step but at the last
+
+
+def test_the_plane_of_anchor_and_noise_shows_three_maps_and_no_error_where_there_is_no_noise(tmp_path, importable):
+    (maps, *_) = outputs(execute("anchor_noise", SMALLEST["anchor_noise"], tmp_path), "application/vnd.plotly.v1+json")
+    reward, diversity, error = ([list(row) for row in trace["z"]] for trace in maps["data"])
+    assert reward[0][0] == reward[0][1] == reward[1][0]
+    for table in (diversity, error):
+        assert table[0] == [0, 0]
+        assert table[1][0] == 0 < table[1][1]

@@ -7,6 +7,8 @@ BENCHMARKS: dict[str, str] = {
     "page": "workbench.benchmarks.page:bench_page",
     "samplers": "workbench.benchmarks.samplers:bench_samplers",
     "rings": "workbench.benchmarks.rings:bench_rings",
+    "anchor_noise": "workbench.benchmarks.anchor_noise:bench_anchor_noise",
+    "judges": "workbench.benchmarks.judges:bench_judges",
     "credit": "workbench.benchmarks.credit:bench_credit",
 }
 """Each benchmark by name as module:function; imported only when it runs. The function returns its figures."""
