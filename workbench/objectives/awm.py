@@ -8,7 +8,7 @@ from torch import Tensor
 
 from workbench.grpo import clip_fraction, clipped_loss
 from workbench.lesson import Lesson
-from workbench.objectives.forward_process import Chosen, ForwardProcess, Noised
+from workbench.objectives.forward_process import ForwardProcess, Noised
 
 
 class AWMObjective(ForwardProcess):
@@ -31,8 +31,8 @@ class AWMObjective(ForwardProcess):
     def wants_old(self) -> bool:
         return True
 
-    def choose(self, lesson: Lesson) -> Chosen:
-        return Chosen.all(lesson, lesson.advantages)
+    def weights(self, lesson: Lesson) -> Tensor:
+        return lesson.advantages
 
     def compare(
         self, portion: Noised, velocity: Tensor, *, reference: Tensor | None, old: Tensor

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from workbench.lesson import Lesson
-from workbench.objectives.forward_process import Chosen, ForwardProcess, Noised
+from workbench.objectives.forward_process import ForwardProcess, Noised
 
 
 class DPOObjective(ForwardProcess):
@@ -24,17 +24,22 @@ class DPOObjective(ForwardProcess):
     name: Literal["dpo"] = "dpo"
     beta: float = Field(100.0, gt=0, description="log-odds of a pair for each unit of squared velocity error")
 
+    together = 2
+
     @property
     def wants_reference(self) -> bool:
         return True
 
-    def choose(self, lesson: Lesson) -> Chosen:
+    def choose(self, lesson: Lesson) -> Tensor:
+        """The best and the worst of each group, in turn."""
         groups = lesson.advantages.view(-1, lesson.rollout.group_size)
         first = torch.arange(len(groups), device=groups.device)[:, None] * groups.shape[1]
-        pairs = (first + torch.stack([groups.argmax(1), groups.argmin(1)], 1)).flatten()  # best, worst, best, worst, ...
-        differs = (groups.amax(1) > groups.amin(1)).to(groups.dtype)
-        streams = [lesson.rollout.seeds[best] for best in pairs[::2].tolist() for _ in range(2)]
-        return Chosen(pairs, differs.repeat_interleave(2), streams, together=2)
+        return (first + torch.stack([groups.argmax(1), groups.argmin(1)], 1)).flatten()
+
+    def weights(self, lesson: Lesson) -> Tensor:
+        """1 where a sample's group prefers any, else 0."""
+        groups = lesson.advantages.view(-1, lesson.rollout.group_size)
+        return (groups.amax(1) > groups.amin(1)).to(groups.dtype).repeat_interleave(groups.shape[1])
 
     def compare(
         self, portion: Noised, velocity: Tensor, *, reference: Tensor | None, old: Tensor

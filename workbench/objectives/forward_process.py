@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -16,21 +16,6 @@ from workbench.lesson import Lesson, portions
 
 NEAR_DATA = 0.02  # no sample is noised less: nothing tells there what its velocity should be
 SHORTEST_JUMP = 0.01  # a shorter one is taken as a velocity, since (x - psi) / (t - s) would lose its digits
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The samples of a rollout that are learned from; all that follows has a row for each."""
-
-    samples: Tensor  # [R], which of the rollout's
-    weights: Tensor  # [R], what the objective wants to know of each
-    streams: Sequence[int]  # [R], of noise and time: rows of one stream have both in common
-    together: int = 1  # consecutive rows that one loss compares
-
-    @staticmethod
-    def all(lesson: Lesson, weights: Tensor) -> "Chosen":
-        """Every sample, each with noise and a time of its own."""
-        return Chosen(torch.arange(len(weights), device=weights.device), weights, lesson.rollout.seeds)
 
 
 @dataclass(frozen=True)
@@ -58,28 +43,36 @@ class Noised:
 class ForwardProcess(Objective):
     """Draws a time and noise for each finished sample, and regresses the velocity there; any sampler will do, `ode` as well.
 
-    Times lie as densely as on the rollout's grid, where the map is asked. A two-time map jumps when it is deployed, so on
-    `interval_share` of the rows the velocity is the one that its jump induces (see `induced_velocity`); such a row costs a
-    forward pass and a forward derivative more than the one forward and backward pass of every other row.
+    Times lie as densely as on the rollout's grid, where the map is asked. The samples of a group share noise and time: what
+    they have in common cancels when they are compared, and the rest stands out.
+
+    A two-time map jumps when it is deployed, so on `interval_share` of the rows the velocity is the one that its jump induces
+    (see `induced_velocity`); such a row costs a forward pass and a forward derivative more than the one forward and backward
+    pass of every other row.
     """
 
     draws: int = Field(1, ge=1, le=16, description="times that are drawn for each sample; the cost of an update grows with them")
     interval_share: float = Field(
-        0.5, ge=0, le=1, description="share of a two_time map's rows that train its jumps; the others train its velocity"
+        0.0, ge=0, le=1, description="share of a two_time map's rows that train its jumps; the others train its velocity"
     )
     kl_weight: float = Field(
         0.0, ge=0, description="weight of the squared distance to the reference's velocity, a mean over dimensions"
     )
 
     maps = ("two_time", "velocity")
+    together: ClassVar[int] = 1  # consecutive rows that one loss compares
 
     @property
     def wants_reference(self) -> bool:
         return self.kl_weight > 0
 
     @abstractmethod
-    def choose(self, lesson: Lesson) -> Chosen:
-        """Which samples are learned from."""
+    def weights(self, lesson: Lesson) -> Tensor:
+        """What the loss wants to know of each sample of the rollout, [N]."""
+
+    def choose(self, lesson: Lesson) -> Tensor:
+        """Which of the rollout's samples are learned from, [R]; all of them."""
+        return torch.arange(len(lesson.advantages), device=lesson.advantages.device)
 
     @abstractmethod
     def compare(
@@ -92,22 +85,23 @@ class ForwardProcess(Objective):
         """
 
     def portions(self, lesson: Lesson) -> Sequence[Noised]:
-        chosen, rollout = self.choose(lesson), lesson.rollout
-        x0, rows = rollout.final[chosen.samples], rollout.rows[chosen.samples.cpu()]
-        size = max(1, lesson.portion // chosen.together) * chosen.together
-        share = chosen.together / (self.draws * len(x0))
+        rollout, chosen = lesson.rollout, self.choose(lesson)
+        x0, weights, rows = rollout.final[chosen], self.weights(lesson)[chosen], rollout.rows[chosen.cpu()]
+        groups = [rollout.seeds[sample - sample % rollout.group_size] for sample in chosen.tolist()]
+        size = max(1, lesson.portion // self.together) * self.together
+        share = self.together / (self.draws * len(chosen))
         work = []
         for draw in range(self.draws):
-            seeds = [seed_stream("forward process", *lesson.key, stream, draw) for stream in chosen.streams]
+            seeds = [seed_stream("forward process", *lesson.key, group, draw) for group in groups]
             t, s = (times.to(x0.device) for times in self._times(rollout.times, seeds, draw))
-            for part in portions(len(x0), size):
+            for part in portions(len(chosen), size):
                 noise = seeded_noise(seeds[part], x0.shape[1:], x0.device)
-                own = rollout.embeddings[rows[part]]
-                work.append(Noised(own, x0[part], noise, t[part], s[part], chosen.weights[part], share))
+                embeddings = rollout.embeddings[rows[part]]
+                work.append(Noised(embeddings, x0[part], noise, t[part], s[part], weights[part], share))
         return work
 
     def _times(self, grid: Sequence[float], seeds: Sequence[int], draw: int) -> tuple[Tensor, Tensor]:
-        """t and s of each row, [R]; the draws of a sample divide the grid among themselves."""
+        """t and s of each seed, [R]; the draws of a sample divide the grid among themselves."""
         names = ("time", "target", "interval")
         place, further, interval = (torch.tensor([seeded_uniform(seed, name) for seed in seeds]) for name in names)
         place = (draw + place) / self.draws

@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import Tensor
 
 from workbench.lesson import Lesson
-from workbench.objectives.forward_process import Chosen, ForwardProcess, Noised, column
+from workbench.objectives.forward_process import ForwardProcess, Noised, column
 
 
 class NFTObjective(ForwardProcess):
@@ -35,9 +35,9 @@ class NFTObjective(ForwardProcess):
     def behaviour_decay(self, updates: int) -> float:
         return min(self.decay_rate * updates, self.decay_limit)
 
-    def choose(self, lesson: Lesson) -> Chosen:
-        good = (0.5 + lesson.advantages / (2.0 * self.advantage_max)).clamp(0.0, 1.0)
-        return Chosen.all(lesson, good)
+    def weights(self, lesson: Lesson) -> Tensor:
+        """r, how good each sample was, from 0 to 1."""
+        return (0.5 + lesson.advantages / (2.0 * self.advantage_max)).clamp(0.0, 1.0)
 
     def compare(
         self, portion: Noised, velocity: Tensor, *, reference: Tensor | None, old: Tensor

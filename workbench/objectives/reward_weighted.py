@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import Tensor
 
 from workbench.lesson import Lesson
-from workbench.objectives.forward_process import Chosen, ForwardProcess, Noised
+from workbench.objectives.forward_process import ForwardProcess, Noised
 
 
 class RewardWeightedObjective(ForwardProcess):
@@ -22,9 +22,9 @@ class RewardWeightedObjective(ForwardProcess):
         1.0, gt=0, description="of the weights; as it falls the best sample of a group is left alone, large ones weigh all alike"
     )
 
-    def choose(self, lesson: Lesson) -> Chosen:
+    def weights(self, lesson: Lesson) -> Tensor:
         groups = (lesson.advantages / self.temperature).view(-1, lesson.rollout.group_size)
-        return Chosen.all(lesson, (groups.softmax(1) * groups.shape[1]).flatten())
+        return (groups.softmax(1) * groups.shape[1]).flatten()
 
     def compare(
         self, portion: Noised, velocity: Tensor, *, reference: Tensor | None, old: Tensor
