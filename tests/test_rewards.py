@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from workbench.benchmarks.judges import bench_judges
 from workbench.events import CheckpointReady, Controls, Event, Finished, IterationDone
 from workbench.models.embedded import save_weights
 from workbench.preferences import PreferenceRecipe, pretrain_preference
@@ -286,3 +287,16 @@ def test_the_command_s_recipe_is_found_by_name_and_read_back_from_a_record() -> 
     assert [type(event) for event in pretrain(recipe)] == [type(event) for event in pretrain_preference(recipe)]
     with pytest.raises(ValueError, match=r"'flow_steps'; choose from: .*sharpness"):
         configure_recipe("preference", {"flow_steps": 3})
+
+
+def test_the_benchmark_of_judges_tells_what_they_read_what_fools_the_scorer_and_what_they_cost() -> None:
+    figures = bench_judges(images=12, pairs=32, turns=1, threads=(1,))
+    for reading in (kind for kinds in figures["readers"].values() for kind in kinds.values()):
+        assert reading["exact"] > 0.8
+        assert reading["mean_for_another_prompt"] < 0.4
+        assert reading["milliseconds_per_image"] > 0
+    fooled = figures["scorer"]
+    assert fooled["pair_accuracy_of_the_clearer_half"] > 0.9
+    assert fooled["climbed"] > fooled["rendered_best"]
+    assert fooled["climbed_by_the_rule"] < 0.1
+    assert all(value > 0 for value in figures["beside"]["1 threads"].values())

@@ -70,7 +70,7 @@ def pretrain_preference(
     losses: list[float] = []
     figures: dict[str, float] = {}
     while done < recipe.steps and not controls.stop:
-        images, liking = _pictures(recipe, "pairs", done, recipe.pairs)
+        images, liking = draw_pairs(recipe, "pairs", done, recipe.pairs)
         chance = torch.from_numpy(_rng(recipe, "choices", done).random(recipe.pairs)).float()
         preferred = (chance < (recipe.sharpness * (liking[0] - liking[1])).sigmoid()).float()
         first, second = scorer(images).chunk(2)
@@ -101,7 +101,7 @@ def pretrain_preference(
 @torch.no_grad()
 def _finish(recipe: PreferenceRecipe, scorer: PreferenceScorer) -> dict[str, float]:
     """Set the scale of the scores by held-out pictures, and measure how often the scorer and the rule agree on pairs of them."""
-    images, liking = _pictures(recipe, "held out", 0, recipe.held_out_pairs)
+    images, liking = draw_pairs(recipe, "held out", 0, recipe.held_out_pairs)
     raw = torch.cat([scorer(portion) for portion in images.split(256)])
     scorer.centre.copy_(raw.mean())
     scorer.spread.copy_(raw.std())
@@ -116,8 +116,11 @@ def _finish(recipe: PreferenceRecipe, scorer: PreferenceScorer) -> dict[str, flo
     }
 
 
-def _pictures(recipe: PreferenceRecipe, name: str, step: int, pairs: int) -> tuple[Tensor, Tensor]:
-    """Rendered pictures [2 * pairs, 3, H, W], the first of every pair and then the second, and the rule's values [2, pairs]."""
+def draw_pairs(recipe: PreferenceRecipe, name: str, step: int, pairs: int) -> tuple[Tensor, Tensor]:
+    """Rendered pictures [2 * pairs, 3, H, W], the first of every pair and then the second, and the rule's values [2, pairs].
+
+    They are another draw for every `name` and `step`.
+    """
     rng = _rng(recipe, name, step)
     scenes = sample_scenes([WORDS[i] for i in rng.integers(0, len(WORDS), 2 * pairs)], rng)
     ink, ground = (torch.tensor([getattr(scene, field) for scene in scenes]) for field in ("ink", "ground"))

@@ -1,5 +1,6 @@
 BENCHMARKS: dict[str, str] = {
     "detector": "workbench.benchmarks.detector:bench_detector",
+    "reader": "workbench.benchmarks.reader:bench_reader",
     "base": "workbench.benchmarks.base:bench_base",
     "align": "workbench.benchmarks.align:bench_align",
     "overhead": "workbench.benchmarks.overhead:bench_overhead",
