@@ -7,9 +7,9 @@ from typing import Any, Literal
 import pytest
 import torch
 from torch import Tensor
+from toy_training import Redness, assert_same_state, keep, kinds, plain, small, told
 
-from workbench.config import RunConfig, WeightedReward, configure
-from workbench.contracts import Reward, RewardFailed, RewardFunction
+from workbench.contracts import RewardFailed, RewardFunction
 from workbench.events import (
     CheckpointReady,
     Controls,
@@ -23,37 +23,10 @@ from workbench.events import (
     Sampled,
     Started,
 )
-from workbench.exact_json import from_json, to_json
 from workbench.preflight import memory_check, noise_check, ratio_check, spread_check
 from workbench.train import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # toy rewards are in no registry
-
-SMALL: dict[str, Any] = {
-    "iterations": 4,
-    "grpo.groups": 3,
-    "grpo.group_size": 4,
-    "rollout.steps": 2,
-    "evaluation.every": 2,
-    "evaluation.images": 8,
-    "evaluation.final_images": 16,
-    "evaluation.group_size": 4,
-    "evaluation.steps": "[1]",
-    "evaluation.preview": 4,
-    "record.checkpoint_every": 2,
-    "guard.collapse": 0,
-}
-TIMES = ("images_per_second", "rollout_seconds", "reward_seconds", "update_seconds")
-
-
-class Redness(Reward):
-    """Mean red minus mean blue; `scale` lets a test spoil what it gives while a run goes on."""
-
-    name: Literal["redness"] = "redness"
-
-    def load(self, device: torch.device) -> RewardFunction:
-        return lambda images, prompts: images[:, 0].mean((1, 2)) - images[:, 2].mean((1, 2))
-
 
 FAULT: dict[str, str] = {}
 
@@ -86,15 +59,6 @@ def no_fault() -> Iterator[None]:
     FAULT.clear()
 
 
-def small(reward: Reward | None = None, preset: str = "shapes", **changes: Any) -> RunConfig:
-    config = configure(preset, SMALL | {key.replace("__", "."): value for key, value in changes.items()})
-    return config.model_copy(update={"rewards": (WeightedReward.model_construct(reward=reward or Redness(), weight=1.0),)})
-
-
-def told(events: Iterator[Event]) -> list[Event]:
-    return [keep(event) for event in events if not isinstance(event, Progress)]
-
-
 def until_failure(events: Iterator[Event]) -> tuple[list[Event], Exception]:
     seen: list[Event] = []
     try:
@@ -105,36 +69,6 @@ def until_failure(events: Iterator[Event]) -> tuple[list[Event], Exception]:
     except (FloatingPointError, RewardFailed) as error:
         return [event for event in seen if not isinstance(event, Progress)], error
     raise AssertionError("nothing failed")
-
-
-def keep(event: Event) -> Event:
-    """A checkpoint as a disk would give it back: its tensors copied, its state through JSON."""
-    if not isinstance(event, CheckpointReady):
-        return event
-    tensors = {stem: {name: value.clone() for name, value in named.items()} for stem, named in event.tensors.items()}
-    return CheckpointReady(event.iteration, tensors, from_json(to_json(event.state)))
-
-
-def kinds(events: Sequence[Event]) -> list[tuple[str, int]]:
-    return [(type(event).__name__, event.iteration) for event in events]  # type: ignore[union-attr]
-
-
-def assert_same_state(one: CheckpointReady, other: CheckpointReady) -> None:
-    assert one.state == other.state
-    assert one.tensors.keys() == other.tensors.keys()
-    for stem, named in one.tensors.items():
-        assert named.keys() == other.tensors[stem].keys()
-        assert all(torch.equal(value, other.tensors[stem][name]) for name, value in named.items()), stem
-
-
-def plain(event: Event) -> Any:
-    """What must repeat exactly: everything but clocks."""
-    if isinstance(event, IterationDone):
-        return {name: value for name, value in event.metrics.items() if name not in TIMES}
-    if isinstance(event, GroupsScored | Evaluated | Sampled):
-        fields = {name: value for name, value in vars(event).items() if name != "preview"}
-        return fields, event.preview.images.tolist()
-    return None
 
 
 # What it yields
