@@ -122,7 +122,8 @@ class Training:
         """One optimizer step; its loss, the norm of its gradient before clipping to 1, and its learning rate."""
         stage, left = self.stage, self.stage.steps - self.done
         rate = stage.learning_rate * min(1.0, (self.done + 1) / 100) * min(1.0, left / (0.4 * stage.steps))
-        loss = stage.loss(work, self.done)
+        with torch.autocast(work.generator.device.type, torch.bfloat16, enabled=work.recipe.precision == "bfloat16"):
+            loss = stage.loss(work, self.done)
         loss.backward()
         norm = float(nn.utils.clip_grad_norm_(self.parameters, 1.0))
         if not math.isfinite(norm):

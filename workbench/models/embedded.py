@@ -18,21 +18,45 @@ ReadPrompt = Callable[[str], Sequence[int]]
 """A prompt's slots, integers that the transformer embeds; ValueError where it cannot be understood."""
 
 
-class PatchAutoencoder(nn.Module):
-    """Each square patch of an image to a few numbers and back.
+class Autoencoder(nn.Module):
+    """Images to latents and back; `shift` and `scale` give each channel of a latent mean 0 and standard deviation 1.
 
     In training latents are drawn with noise, so that decoding is robust to small errors.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.zeros(channels))
+        self.register_buffer("scale", torch.ones(channels))
+
+    @abstractmethod
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, 3, H, W] in [0, 1] -> mean and log-variance of its latent, not normalised; each [N, channels, rows, columns]."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents as `encode` gives them -> [N, 3, H, W] in (0, 1)."""
+
+    def normalise(self, latents: Tensor) -> Tensor:
+        return (latents - self.shift[:, None, None]) / self.scale[:, None, None]
+
+    def denormalise(self, latents: Tensor) -> Tensor:
+        return latents * self.scale[:, None, None] + self.shift[:, None, None]
+
+
+class PatchAutoencoder(Autoencoder):
+    """Each square patch of an image to a few numbers and back.
 
     Args:
         patch: side of a patch, pixels; images are whole numbers of patches high and wide.
         channels: latent numbers per patch.
     """
 
-    shift: Tensor
-    scale: Tensor
-
     def __init__(self, patch: int, channels: int, hidden: int = 256) -> None:
-        super().__init__()
+        super().__init__(channels)
         self.patch = patch
         pixels = 3 * patch * patch
         self.encoder = nn.Sequential(
@@ -41,23 +65,13 @@ class PatchAutoencoder(nn.Module):
         self.decoder = nn.Sequential(
             nn.Linear(channels, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, pixels)
         )
-        self.register_buffer("shift", torch.zeros(channels))
-        self.register_buffer("scale", torch.ones(channels))
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, 3, H, W] in [0, 1] -> mean and log-variance of its latent, not normalised; each [N, channels, rows, columns]."""
         patches = functional.pixel_unshuffle(images, self.patch).movedim(1, -1)
         return tuple(self.encoder(patches).movedim(-1, 1).chunk(2, dim=1))  # type: ignore[return-value]
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents as `encode` gives them -> [N, 3, H, W] in (0, 1)."""
         return functional.pixel_shuffle(self.decoder(latents.movedim(1, -1)).movedim(-1, 1), self.patch).sigmoid()
-
-    def normalise(self, latents: Tensor) -> Tensor:
-        return (latents - self.shift[:, None, None]) / self.scale[:, None, None]
-
-    def denormalise(self, latents: Tensor) -> Tensor:
-        return latents * self.scale[:, None, None] + self.shift[:, None, None]
 
 
 class NetworkFlowMap:
@@ -97,7 +111,7 @@ class EmbeddedGenerator:
     def __init__(
         self,
         network: nn.Module,
-        autoencoder: PatchAutoencoder,
+        autoencoder: Autoencoder,
         latent_shape: tuple[int, ...],
         read: ReadPrompt,
         kind: FlowMapKind,
@@ -128,7 +142,7 @@ class Networks(NamedTuple):
     """The modules of an embedded generator; in its file their weights' names begin with these."""
 
     network: ConditionalTransformer
-    autoencoder: PatchAutoencoder
+    autoencoder: Autoencoder
 
 
 class EmbeddedModel(Model):

@@ -89,9 +89,14 @@ class ConditionalTransformer(nn.Module):
         prompt = self.prompt(torch.cat([embed(slots[:, i]) for i, embed in enumerate(self.slots)], dim=1))
         condition = self.condition(prompt + self.time(self.features(t)) + self.interval(self.features(t - s)))
         modulation = self.modulation(condition).unflatten(1, (6, -1))
-        h = self.enter(x.flatten(2).transpose(1, 2)) + self.position
+        h = self.tokens(x, slots)
         for block in self.blocks:
             h = block(h, modulation)
+        h = h[:, : self.grid[0] * self.grid[1]]
         scale, shift = self.final(condition).unsqueeze(1).chunk(2, dim=-1)
         h = self.leave(functional.layer_norm(h, h.shape[-1:]) * (1 + scale) + shift)
         return h.transpose(1, 2).unflatten(2, self.grid)
+
+    def tokens(self, x: Tensor, slots: Tensor) -> Tensor:
+        """What the blocks work on, [N, tokens, width]: the latent's cells row by row, then whatever a subclass adds."""
+        return self.enter(x.flatten(2).transpose(1, 2)) + self.position

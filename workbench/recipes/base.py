@@ -46,6 +46,9 @@ class Recipe(Settings):
     title: str = Field("", max_length=120, description="name shown on the page; by default what is made")
     seed: int = Field(0, ge=0, description="every random number follows from it")
     batch: int = Field(128, ge=8, description="images per step")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the products in the losses; bfloat16 is faster on processors that multiply in it"
+    )
     wrong_captions: float = Field(
         0.5, ge=0, le=1, description="share of images whose caption is another image's, in the last stage"
     )

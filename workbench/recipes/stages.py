@@ -55,9 +55,14 @@ class Stage(ABC):
 
 @dataclass
 class Autoencoder(Stage):
-    """Cross-entropy of the image drawn from a noisy latent, with a little KL so that the latent space has no holes."""
+    """Cross-entropy of the image drawn from a noisy latent, with a little KL so that the latent space has no holes.
+
+    Args:
+        kl_weight: of the KL to a standard normal, both summed over an image.
+    """
 
     learning_rate: float = 2e-3
+    kl_weight: float = 0.05
 
     name = "autoencoder"
     evaluated_with = ()
@@ -73,7 +78,7 @@ class Autoencoder(Stage):
         error = functional.binary_cross_entropy(work.autoencoder.decode(latents), images, reduction="none").flatten(1).sum(1)
         floor = functional.binary_cross_entropy(images, images, reduction="none").flatten(1).sum(1)
         kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).flatten(1).sum(1)
-        return (error - floor + 0.05 * kl).mean()
+        return (error - floor + self.kl_weight * kl).mean()
 
     @torch.no_grad()
     def finish(self, work: "Workpiece") -> None:

@@ -52,11 +52,11 @@ _READINGS = WeakTensorKeyDictionary()  # several rewards and statistics look at 
 def _read(images: Tensor) -> Reading:
     ground, ink = _colours(images)
     contrast = (ink - ground).norm(dim=1)
-    coverage = _project(images, ground, ink)
+    coverage = _project(images, ground, ink) * (contrast >= MIN_CONTRAST)[:, None, None]
     nearest = [torch.cdist(colour, _palette()).argmin(1) for colour in (ink, ground)]
     pure_ink, pure_ground = (_palette()[index][:, :, None, None] for index in nearest)
     distance = (images - torch.lerp(pure_ground, pure_ink, coverage[:, None])).norm(dim=1).mean((1, 2))
-    image, left, crops = _marks(coverage * (contrast >= MIN_CONTRAST)[:, None, None])
+    image, left, crops = _marks(coverage)
     letter, font = _match(crops)
     n = len(images)
     texts, fonts, lefts = [""] * n, [[0] * len(FONTS) for _ in range(n)], [-1] * n
