@@ -12,6 +12,7 @@ from workbench.benchmarks.base import NOISE_SEED, bench_base, fresh_sample
 from workbench.benchmarks.detector import bench_detector, detected_objects, near_misses, scene_objects
 from workbench.benchmarks.overhead import bench_overhead
 from workbench.config import configure
+from workbench.recipes import RECIPES
 from workbench.tasks.shapes import ShapesTask
 from workbench.tasks.shapes_detector import detect, score
 from workbench.tasks.shapes_scenes import SKILLS, parse, render, sample_scenes
@@ -70,19 +71,32 @@ def test_near_misses_are_prompts_of_the_domain_that_no_scene_of_the_prompt_satis
 
 
 def test_the_base_benchmark_reports_size_quality_and_speed_for_each_number_of_steps() -> None:
-    figures = bench_base(prompts=6, per_prompt=2, steps=(1, 4))
+    report = bench_base(models=["shapes"], prompts=6, per_prompt=2, steps=(1, 4))
+    assert report["images"] == 12
+    assert set(report["models"]) == {"shapes"}
+    figures = report["models"]["shapes"]
+    assert figures["kind"] == "two_time"
     assert 0 < figures["weights"]["megabytes"] <= 8
     assert figures["weights"]["network_parameters"] > 0
     assert isinstance(figures["weights"]["model_card"], dict)
     assert set(figures["steps"]) == {"1", "4"}
     for measured in figures["steps"].values():
         assert {"shapes_exact", "shapes_dense", "shapes_fidelity", "palette_distance", "layouts"} <= set(measured)
-        assert set(measured["exact_by_skill"]) == set(SKILLS)
+        assert set(measured["success_by_skill"]) == set(SKILLS)
         assert measured["images_per_second"] > 0
     best = figures["drawn_by_the_renderer"]
     assert best["rendered"]["shapes_exact"]["value"] == 1
     assert best["rendered"]["palette_distance"]["value"] < 1e-3
-    json.dumps(figures, allow_nan=False)
+    json.dumps(report, allow_nan=False)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_base_benchmark_judges_every_model_that_ships_by_the_rewards_of_its_domain(name: str) -> None:
+    figures = bench_base(models=[name], prompts=2, per_prompt=2)["models"][name]
+    assert list(figures["steps"]) == [str(count) for count in RECIPES[name]().stages()[-1].evaluated_with]
+    for measured in figures["steps"].values():
+        assert set(RECIPES[name].domain.rewards) <= set(measured)
+    assert figures["drawn_by_the_renderer"]["rendered"][RECIPES[name].domain.rewards[0]]["value"] == 1
 
 
 def test_benchmarks_look_at_noise_that_no_preset_is_evaluated_on() -> None:

@@ -1,4 +1,4 @@
-"""What ships: the size of the generator, how well it draws at 1, 2, 4 and 8 steps before any alignment, and how fast."""
+"""What ships: the size of each generator, how well it draws by number of steps before any alignment, and how fast."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,14 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench.config import RunConfig, configure
-from workbench.evaluate import HeldOut, breakdown, generate, held_out, load_policy, measure
+from workbench.config import RunConfig
+from workbench.contracts import Generator, RewardFunction, Task
+from workbench.evaluate import HeldOut, breakdown, generate, held_out, measure, stream_images
 from workbench.events import Measure
+from workbench.flow import time_grid
 from workbench.models.embedded import load_weights, shipped_weights
 from workbench.models.policy import Policy
-from workbench.models.shapes import ShapesModel
+from workbench.recipes import RECIPES
+from workbench.recipes.base import Recipe
 from workbench.rewards import REWARDS
-from workbench.tasks.shapes_scenes import parse, render, sample_scenes
+from workbench.rollout import drain
 
 NOISE_SEED = 1_000_000
 """First seed of the images that benchmarks look at: far from those of any run's own evaluation."""
@@ -29,10 +32,7 @@ def fresh_sample(config: RunConfig, prompts: int, per_prompt: int, seed: int = N
 
 def measure_images(images: Tensor, sample: HeldOut, config: RunConfig) -> dict[str, Measure]:
     """Every reward and statistic of the domain for images [N, 3, H, W] of `sample`, also those that a run does not train on."""
-    device = torch.device("cpu")
-    fitting = {name: reward for name, reward in REWARDS.items() if reward.domain in ("", config.task.domain)}
-    quick = {name: reward().load(device) for name, reward in fitting.items() if not reward.background}
-    return measure(images, sample, config.task, quick)
+    return measure(images, sample, config.task, _quick_rewards(config.task))
 
 
 def draw(policy: Policy, sample: HeldOut, config: RunConfig, steps: int) -> Tensor:
@@ -41,34 +41,51 @@ def draw(policy: Policy, sample: HeldOut, config: RunConfig, steps: int) -> Tens
 
 
 def bench_base(
+    models: Sequence[str] = tuple(RECIPES),
     prompts: int = 512,
     per_prompt: int = 4,
-    steps: Sequence[int] = (1, 2, 4, 8),
+    steps: Sequence[int] = (),
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """The shipped weights: bytes, parameters, model card, and held-out figures by number of steps with 95 % intervals."""
-    config = configure("shapes")
-    sample = fresh_sample(config, prompts, per_prompt)
-    policy = load_policy(config)
-    by_steps = {}
-    for count in steps:
-        by_steps[str(count)] = _figures(policy, sample, config, count)
-        if progress is not None:
-            progress(f"base: {len(sample.prompts)} images with {count} steps")
+    """The shipped weights of each model: bytes, parameters, model card, and held-out figures by number of steps.
+
+    Sampled as deployed, on the grid of its recipe; figures have 95 % intervals over prompts.
+
+    Args:
+        models: names of recipes.
+        steps: numbers of sampling steps; those that the recipe itself is judged by where none are given.
+    """
     return {
-        "weights": _weights(),
         "held_out_prompts": prompts,
-        "images": len(sample.prompts),
-        "shift": config.rollout.shift,
+        "images": prompts * per_prompt,
         "threads": torch.get_num_threads(),
-        "steps": by_steps,
-        "drawn_by_the_renderer": _reference_figures(policy, sample, config),
+        "models": {name: _model_figures(RECIPES[name](), prompts, per_prompt, steps, progress) for name in models},
     }
 
 
-def _weights() -> dict[str, Any]:
+def _model_figures(
+    recipe: Recipe, prompts: int, per_prompt: int, steps: Sequence[int], progress: Callable[[str], None] | None
+) -> dict[str, Any]:
+    task = recipe.domain.task
+    generator = recipe.model().load(torch.device("cpu"))
+    sample = held_out(task, prompts * per_prompt, per_prompt, NOISE_SEED)
+    by_steps = {}
+    for count in steps or recipe.stages()[-1].evaluated_with:
+        by_steps[str(count)] = _figures(recipe, generator, sample, count)
+        if progress is not None:
+            progress(f"base: {recipe.name}, {len(sample.prompts)} images with {count} steps")
+    return {
+        "kind": generator.kind,
+        "weights": _weights(recipe),
+        "shift": recipe.shift,
+        "steps": by_steps,
+        "drawn_by_the_renderer": _reference_figures(recipe, generator, sample),
+    }
+
+
+def _weights(recipe: Recipe) -> dict[str, Any]:
     """Size and contents of the file, and what it says of its own making."""
-    path, networks = shipped_weights("shapes"), ShapesModel.networks()
+    path, networks = shipped_weights(recipe.name), recipe.model.networks()
     card = load_weights(path, networks._asdict())
     return {
         "megabytes": path.stat().st_size / 1e6,
@@ -78,28 +95,36 @@ def _weights() -> dict[str, Any]:
     }
 
 
-def _figures(policy: Policy, sample: HeldOut, config: RunConfig, steps: int) -> dict[str, Any]:
-    draw(policy, HeldOut(sample.prompts[:8], sample.seeds[:8], sample.group_size), config, steps)  # warm caches
+def _figures(recipe: Recipe, generator: Generator, sample: HeldOut, steps: int) -> dict[str, Any]:
+    times, task = time_grid(steps, recipe.shift), recipe.domain.task
+    drain(stream_images(generator, sample.prompts[:8], sample.seeds[:8], times=times))  # warm caches
     began = time.perf_counter()
-    images = draw(policy, sample, config, steps)
+    images = drain(stream_images(generator, sample.prompts, sample.seeds, times=times))
     seconds = time.perf_counter() - began
-    exact = REWARDS["shapes_exact"]().load(torch.device("cpu"))(images, sample.prompts)
+    success = REWARDS[recipe.domain.rewards[0]]().load(generator.device)(images, sample.prompts)
     return {
-        **as_figures(measure_images(images, sample, config)),
-        "exact_by_skill": as_figures(breakdown(exact, sample, config.task)),
+        **as_figures(measure(images, sample, task, _quick_rewards(task))),
+        "success_by_skill": as_figures(breakdown(success, sample, task)),
         "images_per_second": len(images) / seconds,
     }
 
 
-def _reference_figures(policy: Policy, sample: HeldOut, config: RunConfig) -> dict[str, Any]:
+def _reference_figures(recipe: Recipe, generator: Generator, sample: HeldOut) -> dict[str, Any]:
     """The same prompts drawn by the renderer, as they are and through the generator's autoencoder: the best that it could do."""
-    rendered = render(sample_scenes([parse(prompt) for prompt in sample.prompts], np.random.default_rng(0)))
+    task = recipe.domain.task
+    rendered = recipe.domain.draw(sample.prompts, np.random.default_rng(0))
     with torch.no_grad():
-        passed = policy.generator.decode(policy.generator.encode(rendered))
+        passed = generator.decode(generator.encode(rendered))
     return {
-        "rendered": as_figures(measure_images(rendered, sample, config)),
-        "rendered_and_autoencoded": as_figures(measure_images(passed, sample, config)),
+        "rendered": as_figures(measure(rendered, sample, task, _quick_rewards(task))),
+        "rendered_and_autoencoded": as_figures(measure(passed, sample, task, _quick_rewards(task))),
     }
+
+
+def _quick_rewards(task: Task) -> dict[str, RewardFunction]:
+    """Every reward that understands the task's images and is quick enough to train on, by name."""
+    fitting = {name: reward for name, reward in REWARDS.items() if reward.domain in ("", task.domain)}
+    return {name: reward().load(torch.device("cpu")) for name, reward in fitting.items() if not reward.background}
 
 
 def as_figures(measures: Mapping[str, Measure]) -> dict[str, dict[str, float]]:

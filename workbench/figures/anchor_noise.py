@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 from workbench.figures.style import figure
 
 HEALTHY = (
-    "Choose where diversity is high while the reward is still near that of the row without noise, and the path error small: there "
+    "Choose where diversity is high while the reward is still near that of the row without noise and the path error small: there "
     "a group explores what the deployed sampler also draws."
 )
 TITLES = {

@@ -148,7 +148,7 @@ class Networks(NamedTuple):
 class EmbeddedModel(Model):
     """A generator whose weights ship with the package; a subclass names its networks, its prompts and its kind."""
 
-    name: str
+    name: str = ""  # every one names itself
     weights: str = Field("", description="safetensors file to load instead of the shipped weights; empty for those")
 
     adapter_targets: ClassVar[tuple[str, ...]] = ("qkv", "attend", "expand", "contract")

@@ -42,7 +42,7 @@ class Domain:
 class Recipe(Settings):
     """What every recipe can be told. Lengths are in optimizer steps, so that a seed means one result."""
 
-    name: str
+    name: str = ""  # every one names itself
     title: str = Field("", max_length=120, description="name shown on the page; by default what is made")
     seed: int = Field(0, ge=0, description="every random number follows from it")
     batch: int = Field(128, ge=8, description="images per step")

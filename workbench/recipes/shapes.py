@@ -55,7 +55,7 @@ class ShapesVelocityRecipe(Recipe):
     """The velocity alone, from the shipped two-time map by flow matching."""
 
     name: Literal["shapes_fm"] = "shapes_fm"
-    steps: int = Field(3000, ge=1, description="steps of flow matching, on the captions of `wrong_captions`")
+    steps: int = Field(2000, ge=1, description="steps of flow matching, on the captions of `wrong_captions`")
     learning_rate: float = Field(1e-3, gt=0, description="AdamW's learning rate")
 
     model: ClassVar[type[EmbeddedModel]] = ShapesVelocityModel
@@ -70,7 +70,7 @@ class ShapesConsistencyRecipe(Recipe):
     """The jump to the data alone, from the shipped two-time map by consistency distillation."""
 
     name: Literal["shapes_cm"] = "shapes_cm"
-    steps: int = Field(1500, ge=1, description="steps of consistency distillation, on the captions of `wrong_captions`")
+    steps: int = Field(1000, ge=1, description="steps of consistency distillation, on the captions of `wrong_captions`")
     learning_rate: float = Field(6e-4, gt=0, description="AdamW's learning rate")
 
     model: ClassVar[type[EmbeddedModel]] = ShapesConsistencyModel
