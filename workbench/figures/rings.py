@@ -22,7 +22,7 @@ def outer_mass_by_evaluations(rings: Mapping[str, Any]) -> go.Figure:
         rings: the figures of the benchmark `rings`.
     """
     chart = figure("Mass on the outer ring", HEALTHY, x="network evaluations (log)", y="share of the points", height=420)
-    chart.update_layout(showlegend=True, hovermode="closest")
+    chart.update_layout(showlegend=True, hovermode="closest", margin_t=44)  # a notebook shows the title, no card does it for it
     chart.update_xaxes(type="log", tickvals=TICKS)
     chart.add_hline(y=rings["wanted_mass"], line={"color": QUIET, "width": 1.4, "dash": "dash"})
     for i, (name, curve) in enumerate(rings["curves"].items()):
