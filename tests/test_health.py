@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from workbench.config import PRESETS, EvalReward
+from workbench.figures import FIGURES
 from workbench.health import Verdict, judges, statistics, verdicts
 from workbench.history import History, Recorded
 from workbench.rewards import REWARDS
@@ -102,6 +103,21 @@ def test_any_statistic_of_a_task_is_watched() -> None:
     (verdict,) = told(history(half=0.01, charm=RISING, smear=(0.2, 0.3, 0.5, 0.7, 0.9)))
     assert verdict.title == "Reward hacking suspected"
     assert "smear is 4.5 times" in verdict.sentence
+
+
+@pytest.mark.parametrize(("name", "alarming"), [("contrast", True), ("palette_distance", False)])
+def test_a_statistic_that_dwindles_is_told_unless_it_is_a_distance(name: str, alarming: bool) -> None:
+    found = told(history(half=0.01, charm=RISING, **{name: (0.9, 0.8, 0.4, 0.25, 0.18)}))
+    assert bool(found) is alarming
+    if alarming:
+        assert f"{name} is 0.20 times the base's (beyond a factor of 3 since iteration 30)" in found[0].sentence
+
+
+def test_judges_are_drawn_beside_the_reward() -> None:
+    seen = history(charm=RISING, wise_judge=(0.8, 0.7, 0.6, 0.5, 0.3))
+    (line,) = [trace for trace in FIGURES["train"]["reward"](seen, CONFIG).data if trace.name == "judge: wise judge"]
+    assert line.y == (0.8, 0.7, 0.6, 0.5, 0.3)
+    assert line.visible is True
 
 
 def test_runs_without_judges_are_read_as_before() -> None:

@@ -9,7 +9,7 @@ from workbench.events import Level
 from workbench.history import History, Recorded
 
 HACKED = 3.0
-"""A picture statistic this many times its base value is drift, whatever the reward says."""
+"""A picture statistic this many times its base value is drift, whatever the reward says; so is its inverse, but for distances."""
 NARROW = 0.85
 """Least share of the base's in-group diversity that counts as healthy."""
 COMPARABLE = {"diversity", "layouts", "distance_to_base", "saturation", "reward"}
@@ -138,16 +138,22 @@ def _hacking(history: History, config: Mapping[str, Any]) -> list[Verdict]:
         points = history.measure(rollout_steps(config), name)
         if len(points) < 2 or points[0][1] <= 0:
             continue
-        growth = points[-1][1] / points[0][1]
-        if growth > HACKED:
-            since = next(at for at, value, *_ in points if value > HACKED * points[0][1])
+        base, now = points[0][1], points[-1][1]
+        if _drifted(name, now / base):
+            since = next(at for at, value, *_ in points if _drifted(name, value / base))
+            times = f"{now / base:.{1 if now > base else 2}f}"
             sentence = (
-                f"The training reward rose, but {_words(name)} is {growth:.1f} times the base's (over {HACKED:g} times since "
+                f"The training reward rose, but {_words(name)} is {times} times the base's (beyond a factor of {HACKED:g} since "
                 f"iteration {since}): the policy is learning to please the reward rather than to follow the prompt."
             )
             remedy = f"Raise objective.kl_weight, weigh a fidelity reward more, or go back to a checkpoint before {since}."
             found.append(Verdict("red", "Reward hacking suspected", sentence, remedy))
     return found
+
+
+def _drifted(name: str, ratio: float) -> bool:
+    """Whether a statistic is too far from the base's; less of a distance is no harm."""
+    return ratio > HACKED or (ratio < 1 / HACKED and not name.endswith("distance"))
 
 
 def _judged(history: History, config: Mapping[str, Any]) -> list[Verdict]:

@@ -6,25 +6,28 @@ from typing import Any
 import plotly.graph_objects as go
 
 from workbench.figures.style import HELD_OUT, SERIES, TRAIN, faded, figure, raw_and_smooth
-from workbench.health import held_out_reward, rollout_steps
+from workbench.health import held_out_reward, judges, rollout_steps
 from workbench.history import History
 
 Points = list[tuple[int, float, float, float]]  # iteration, value, low, high
 
 HEALTHY = (
     "Healthy: both lines rise together. If only the training line rises, the policy exploits the reward: raise the KL weight. "
-    "If neither moves after 30 iterations, raise the learning rate or the sampler's noise."
+    "A judge that falls while they rise says the same. If neither moves after 30 iterations, raise the learning rate or the "
+    "sampler's noise."
 )
 
 
 def reward_curve(history: History, config: Mapping[str, Any]) -> go.Figure:
-    """Reward of training and held-out prompts over iterations, with 95 % bands; the parts start hidden in the legend."""
+    """Reward of training and held-out prompts, and what judges say, with 95 % bands; the parts start hidden in the legend."""
     chart = figure("Reward", HEALTHY, y="reward", height=330)
     chart.update_layout(showlegend=True)
     raw_and_smooth(chart, history.metric("reward"), "training", TRAIN)
     _held_out(chart, held_out_reward(history, config), "held-out", HELD_OUT, visible=True)
     for name, colour in zip(reward_names(config), (SERIES[3], SERIES[1], SERIES[4], SERIES[5]), strict=False):
         _held_out(chart, history.measure(rollout_steps(config), name), name.replace("_", " "), colour, visible="legendonly")
+    for name, colour in zip(judges(config), (SERIES[2], SERIES[1], SERIES[5], SERIES[4]), strict=False):
+        _held_out(chart, history.measure(rollout_steps(config), name), f"judge: {name.replace('_', ' ')}", colour, visible=True)
     return chart
 
 
