@@ -337,7 +337,7 @@ def test_the_policy_that_samples_for_nft_lags_more_and_more_up_to_a_limit() -> N
 
 
 def test_the_first_ratio_of_awm_is_exactly_1_and_its_gradient_is_advantage_weighted_flow_matching() -> None:
-    objective, lesson, generator = AWMObjective(weight=1.7, kl_weight=0.0), lesson_of(), TinyGenerator()
+    objective, lesson, generator = AWMObjective(weighting="uniform", kl_weight=0.0), lesson_of(), TinyGenerator()
     portion = noised(objective, lesson)
     with torch.no_grad():
         stored = objective.predict(portion, generator)
@@ -346,13 +346,22 @@ def test_the_first_ratio_of_awm_is_exactly_1_and_its_gradient_is_advantage_weigh
     figures = objective.loss(portion, v)[1]
     assert bool((figures["ratio"] == 1).all())
     assert not figures["clip_fraction"].any()
-    matching = (lesson.advantages * 1.7 * (v - (portion.noise - portion.x0)).square().mean(1)).mean()
+    matching = (lesson.advantages * (v - (portion.noise - portion.x0)).square().mean(1)).mean()
     by_hand = torch.cat([g.flatten() for g in torch.autograd.grad(matching, list(generator.network.parameters()))])
     assert torch.allclose(policy_gradient(objective, lesson, generator), by_hand, atol=1e-6)
 
 
+def test_the_weighting_of_awm_scales_the_gradient_of_a_row() -> None:
+    portion = noised(AWMObjective(), lesson_of())
+    v = someones_velocity(portion)
+    plain, timed, huber = (gradient_of(AWMObjective(weighting=name), portion, v) for name in ("uniform", "time", "huber"))
+    t, e = portion.t[:, None], portion.errors(v)[:, None]
+    assert torch.allclose(timed, t * plain, atol=1e-6)
+    assert torch.allclose(huber, t * e**-0.75 * plain, atol=1e-6)
+
+
 def test_awm_stops_pulling_what_has_left_the_trust_region() -> None:
-    objective, lesson = AWMObjective(clip_range=0.01, kl_weight=0.0), lesson_of()
+    objective, lesson = AWMObjective(weighting="uniform", clip_range=0.01, kl_weight=0.0), lesson_of()
     portion = noised(objective, lesson)
     target, old = portion.noise - portion.x0, someones_velocity(portion)
     gone = torch.where(lesson.advantages[:, None] > 0, target + 0.5 * (old - target), target + 2.0 * (old - target))
