@@ -245,6 +245,12 @@ def test_pretraining_writes_weights_that_can_be_sampled(tmp_path: Path, capsys: 
     status, out, _ = ask(capsys, "pretrain", "shapes", *changes, "--out", weights, "--runs", tmp_path, "--json")
     assert status == 0
     assert last_line(out)["weights"] == str(weights)
+    told = weights.with_suffix(".log").read_text().splitlines()
+    steps = [line.split()[3:6:2] for line in told if "  step " in line]
+    assert steps == [["1", "autoencoder"], ["2", "autoencoder"], ["3", "flow"], ["4", "flow"], ["5", "map"], ["6", "map"]]
+    assert [line.split(" s  ")[1].split(":")[0] for line in told if "held-out" in line] == [
+        f"held-out, {count:2d} steps" for count in (16, 1, 2, 4, 8)
+    ]
     picture = tmp_path / "grid.png"
     status, _, _ = ask(
         capsys, "sample", "--set", f"model.weights={weights}", "--prompt", "a circle", "--out", picture, "--runs", tmp_path

@@ -1,5 +1,6 @@
-"""`pretrain`: make one of the embedded networks by its recipe, and write its weights."""
+"""`pretrain`: make one of the embedded networks by its recipe, and write its weights and their log."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,7 +64,8 @@ def pretrain(
     summary = drive(record, run, job, "pretrain")
     if summary["status"] == "done":
         summary["weights"] = str(export_weights(record, run, recipe, out or record.folder(run) / f"{recipe.name}.safetensors"))
-        say(f"weights in {summary['weights']}")
+        export_log(record, run, Path(summary["weights"]).with_suffix(".log"))
+        say(f"weights in {summary['weights']}, their log beside them")
     conclude(summary, as_json)
 
 
@@ -77,3 +79,23 @@ def export_weights(store: "Store", run: str, recipe: "Recipe | PreferenceRecipe"
     metadata = {"run": run, "iteration": last.iteration, "config": store.run(run).config, "version": __version__}
     save_weights(path, recipe.modules(last), metadata)
     return path
+
+
+def export_log(store: "Store", run: str, path: Path) -> None:
+    """Write a run's losses and evaluations as text; times are seconds since it was created, pauses included."""
+    created, lines = store.run(run).created, []
+    for event in store.events(run):
+        began = f"{event.time - created:8.1f} s"
+        if event.kind == "IterationDone":
+            lines.append(f"{began}  step {event.iteration:5d}  {_told(event.data['metrics'], 5)}")
+        if event.kind == "Evaluated":
+            for steps, measures in event.data["measures"].items():
+                values = {name: measure["value"] for name, measure in measures.items()}
+                lines.append(f"{began}  held-out, {int(steps):2d} steps: {_told(values, 4)}")
+            if skills := event.data["breakdown"]:
+                lines.append(f"{began}  by skill: {_told({name: skill['value'] for name, skill in skills.items()}, 3)}")
+    path.write_text("\n".join(lines) + "\n")
+
+
+def _told(figures: Mapping[str, float], digits: int) -> str:
+    return "  ".join(f"{name.replace('_', ' ')} {value:.{digits}f}" for name, value in figures.items())
