@@ -1,6 +1,6 @@
 """The policy update: its gradients by other roads, and what it costs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -187,18 +187,31 @@ def test_ratio_norm_scales_the_first_gradient_by_the_step_noise() -> None:
     assert close(scaled, rollout.transitions[0].std * gradient, 1e-3)
 
 
-def test_step_weights_weigh_the_steps_by_their_noise() -> None:
-    def gradient(kind: str, steps: tuple[int, ...]) -> tuple[Tensor, list[float]]:
-        learner, rollout, advantages = learner_and_rollout(rollout__mode="all", rollout__steps=4, objective__step_weights=kind)
+@pytest.mark.parametrize(
+    ("kind", "ratio_norm", "weight"),
+    [
+        ("noise", False, lambda std, span: std),
+        ("balanced", False, lambda std, span: std / span),
+        ("balanced", True, lambda std, span: 1 / span),  # the ratio is already rescaled by the std
+    ],
+)
+def test_step_weights_weigh_the_gradients_of_the_steps(kind: str, ratio_norm: bool, weight: Callable[..., float]) -> None:
+    def gradient(kind: str, steps: tuple[int, ...]) -> tuple[Tensor, Rollout]:
+        learner, rollout, advantages = learner_and_rollout(
+            rollout__mode="all", rollout__steps=4, objective__step_weights=kind, objective__ratio_norm=ratio_norm
+        )
         chosen = tuple(rollout.transitions[i] for i in steps)
-        return update(learner, replace(rollout, transitions=chosen), advantages)[1], [t.std for t in rollout.transitions]
+        return update(learner, replace(rollout, transitions=chosen), advantages)[1], rollout
 
     alone = [gradient("uniform", (i,))[0] for i in range(3)]
-    uniform, stds = gradient("uniform", (0, 1, 2))
-    noise, _ = gradient("noise", (0, 1, 2))
+    uniform, rollout = gradient("uniform", (0, 1, 2))
+    weighted, _ = gradient(kind, (0, 1, 2))
     assert close(uniform, sum(alone) / 3, 1e-3)
-    weighed = sum(std / (sum(stds) / 3) * g for std, g in zip(stds, alone, strict=True)) / 3
-    assert close(noise, weighed, 1e-3)
+    weights = [weight(transition.std, transition.t - transition.s) for transition in rollout.transitions]
+    expected = sum(w / (sum(weights) / 3) * g for w, g in zip(weights, alone, strict=True)) / 3
+    assert close(weighted, expected, 1e-3)
+    part, _ = gradient(kind, (2,))  # a step weighs the same whether the others were stochastic too or not
+    assert close(part, weights[2] / (sum(weights) / 3) * alone[2], 1e-3)
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
@@ -249,15 +262,20 @@ def passes() -> Iterator[list[tuple[int, bool]]]:
 @pytest.mark.parametrize(
     ("changes", "frozen_rows", "trained_rows"),
     [
-        # 6 states: a trunk of k steps, the step itself, 4 children each in one jump, the reference
-        ({}, lambda k: 6 * k + 6 + 24 + 6, 6),
-        ({"objective.kl_weight": 0}, lambda k: 6 * k + 6 + 24, 6),
-        ({"rollout.completion": "compose"}, lambda k: 6 * k + 6 + 24 * (2 - k) + 6, 6),
-        ({"grpo.epochs": 2}, lambda k: 6 * k + 6 + 24 + 6, 12),
+        # 6 states of step k: a trunk of k steps, the step itself, 4 children each in the 2 - k steps left, the reference
+        ({}, lambda k: 6 * k + 6 + 24 * (2 - k) + 6, 6),
+        ({"rollout.completion": "jump"}, lambda k: 6 * k + 6 + 24 + 6, 6),
+        ({"objective.kl_weight": 0}, lambda k: 6 * k + 6 + 24 * (2 - k), 6),
+        ({"grpo.epochs": 2}, lambda k: 6 * k + 6 + 24 * (2 - k) + 6, 12),
+        ({"adapter.kind": "lora"}, lambda k: 6 * k + 6 + 24 * (2 - k) + 6, 6),
+        ({"rollout.branch_at": "every"}, lambda k: 6 + 12 + 24 * (2 + 1) + 12, 12),
+        ({"rollout.branch_at": "every", "rollout.completion": "jump"}, lambda k: 6 + 12 + 24 * 2 + 12, 12),
+        # 6 states, then 12 that are their children, then 24 leaves
+        ({"rollout.mode": "tree"}, lambda k: 6 + 12 + 24 + 18, 18),
         ({"rollout.mode": "all"}, lambda k: 24 * 3 + 24 * 2, 48),
-        ({"adapter.kind": "lora"}, lambda k: 6 * k + 6 + 24 + 6, 6),
+        ({"rollout.mode": "window", "rollout.window": 1}, lambda k: 24 * 3 + 24, 24),
     ],
-    ids=["default", "no kl", "compose", "epochs", "all steps", "lora"],
+    ids=["default", "jump", "no kl", "epochs", "lora", "branches", "branches, jump", "tree", "all steps", "window"],
 )
 def test_an_iteration_makes_the_passes_it_must_and_no_others(
     passes: list[tuple[int, bool]], changes: dict, frozen_rows, trained_rows: int
