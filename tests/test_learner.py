@@ -1,6 +1,7 @@
 """What a run carries from one iteration to the next: what it learns from, and the weights that sample."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
@@ -128,6 +129,13 @@ def test_several_rewards_are_summed_and_compared_or_compared_and_summed(structur
         size = nodes.shape[1] // 3
         found = gdpo_advantages(nodes, [1.0, 0.5], size, std_floor=0.05)
         torch.testing.assert_close(apart.credits[number].flatten(), found)
+
+
+def test_step_weights_are_those_of_the_steps_that_draw_noise() -> None:
+    _, rollout, lesson, _ = lesson_of(**CHAIN)
+    late = replace(lesson, rollout=replace(rollout, transitions=rollout.transitions[1:]), credits=lesson.credits[1:])
+    portions = GRPOObjective(step_weights="noise").portions(replace(late, stds=(0.0, 0.2, 0.6)))
+    assert [portion.share for portion in portions] == pytest.approx([0.5 / (2 * 12), 1.5 / (2 * 12)])
 
 
 def test_the_spread_of_rewards_is_learned_where_they_branched() -> None:

@@ -86,6 +86,11 @@ def test_steps_without_noise_stay_deterministic(structure: str) -> None:
     assert plan_rollout(settings, 0, [0.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0], EVEN).steps == (1, 3, 4, 5, 6)
 
 
+def test_the_branching_step_is_drawn_among_those_with_noise() -> None:
+    drawn = {plan_rollout(config(), iteration, [0.0, 0.0, 0.0, 0.5, 0.0, 0.1, 0.1], EVEN).steps for iteration in range(50)}
+    assert drawn == {(3,), (5,), (6,)}
+
+
 # The kernel's noise
 
 

@@ -21,7 +21,8 @@ def plan_rollout(config: RunConfig, iteration: int, stds: Sequence[float], sprea
         spreads: reward spread inside groups by branching step; one that branches once does so in proportion to it.
     """
     rollout, compute = config.rollout, config.compute
-    steps = tuple(step for step in _steps(config, iteration, spreads) if stds[step] > 0)
+    noisy = [spread if std > 0 else 0.0 for spread, std in zip(spreads, stds, strict=True)]  # nothing branches without noise
+    steps = tuple(step for step in _steps(config, iteration, noisy) if stds[step] > 0)
     return Plan(
         config.times,
         config.grpo.group_size,

@@ -58,10 +58,11 @@ class GRPOObjective(Objective):
 
     def portions(self, lesson: Lesson) -> Sequence[_Portion]:
         rollout = lesson.rollout
-        spans = [t - s for t, s in pairwise(rollout.times)][:-1]
+        spans = {step: t - s for step, (t, s) in enumerate(pairwise(rollout.times[:-1])) if lesson.stds[step] > 0}
         # with ratio_norm the ratio is already rescaled by std, and only the span is left to balance
-        stds = [1.0] * len(spans) if self.ratio_norm and self.step_weights == "balanced" else lesson.stds
-        weights = step_weights(stds, self.step_weights, spans=spans).tolist()
+        stds = [1.0 if self.ratio_norm and self.step_weights == "balanced" else lesson.stds[step] for step in spans]
+        weighed = step_weights(stds, self.step_weights, spans=list(spans.values())).tolist()
+        weights = dict(zip(spans, weighed, strict=True))
         return [
             _Portion(
                 transition,
