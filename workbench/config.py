@@ -286,6 +286,23 @@ PRESETS: dict[str, RunConfig] = {
         grpo=GRPOConfig(groups=12, std_floor=0.05),
         optimizer=OptimizerConfig(learning_rate=1.5e-4),
     ),
+    "shapes_cm": RunConfig(
+        title="Align a consistency model of the shapes",
+        model=MODELS["shapes_cm"](),
+        sampler=SAMPLERS["asfmc_endpoint"](),
+        rollout=RolloutConfig(mode="all"),
+        grpo=GRPOConfig(groups=12, std_floor=0.05),
+        optimizer=OptimizerConfig(learning_rate=1.5e-4),
+    ),
+    "shapes_fm": RunConfig(
+        title="Align a velocity model of the shapes, trained with 10 steps and used with 40",
+        model=MODELS["shapes_fm"](),
+        sampler=SAMPLERS["flow_sde"](),
+        rollout=RolloutConfig(mode="all", steps=10),
+        grpo=GRPOConfig(groups=12, std_floor=0.05),
+        optimizer=OptimizerConfig(learning_rate=1.5e-4),
+        evaluation=EvaluationConfig(sampling_steps=40, steps=(4, 10, 20, 40)),
+    ),
     "shapes_lora": RunConfig(
         title="Align shapes with LoRA",
         adapter=AdapterConfig(kind="lora"),

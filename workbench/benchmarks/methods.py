@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,12 +29,16 @@ FRACTIONS = (0.25, 0.5, 0.75)
 """Of the budget of network evaluations, at which a run is measured on its way."""
 
 _BRANCH: Mapping[str, Any] = {"rollout.mode": "branch"}
-_ALL: Mapping[str, Any] = {"rollout.mode": "all", "grpo.groups": 24, "optimizer.learning_rate": 1.5e-4}
-_SAMPLES: Mapping[str, Any] = {"rollout.mode": "all", "sampler.name": "ode", "grpo.groups": 24}
+_ALL: Mapping[str, Any] = {"rollout.mode": "all", "grpo.groups": 12, "optimizer.learning_rate": 1.5e-4}
+_SAMPLES: Mapping[str, Any] = {"rollout.mode": "all", "sampler.name": "ode", "grpo.groups": 16, "optimizer.learning_rate": 8e-4}
 
 
 def _kernel(name: str, **settings: Any) -> dict[str, Any]:
     return {"sampler.name": name, **{f"sampler.{key}": value for key, value in settings.items()}}
+
+
+def _objective(name: str, **settings: Any) -> dict[str, Any]:
+    return {**_SAMPLES, "objective.name": name, **{f"objective.{key}": value for key, value in settings.items()}}
 
 
 TWO_TIME: Mapping[str, Mapping[str, Any]] = {
@@ -49,9 +54,11 @@ TWO_TIME: Mapping[str, Mapping[str, Any]] = {
     "asfmc, tree": {"rollout.mode": "tree", "grpo.groups": 32},
     "asfmc, every step": _ALL,
     "asfmc, every step, GRPO-Guard": {
-        **_ALL, "objective.ratio_norm": True, "objective.step_weights": "balanced", "objective.clip_range": 4e-6,
+        **_ALL,
+        "objective.ratio_norm": True,
+        "objective.step_weights": "balanced",
+        "objective.clip_range": 4e-6,
     },
-    "asfmc, sliding window": {**_ALL, "rollout.mode": "window"},
     "asfmc_local, every step": {**_ALL, **_kernel("asfmc_local")},
     "flow_sde, branching": {**_BRANCH, **_kernel("flow_sde")},
     "flow_sde, every step (Flow-GRPO)": {**_ALL, **_kernel("flow_sde")},
@@ -62,7 +69,32 @@ TWO_TIME: Mapping[str, Mapping[str, Any]] = {
     "cps, branching": {**_BRANCH, **_kernel("cps")},
     "cps, every step": {**_ALL, **_kernel("cps")},
 }
-"""Settings of each method beside the suite's preset, for a two-time map."""
+"""Samplers and ways of giving credit for a two-time map: settings beside the suite's preset."""
+
+OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
+    "nft": _objective("nft", interval_share=0),
+    "awm": _objective("awm", interval_share=0),
+    "reward_weighted": _objective("reward_weighted", interval_share=0),
+    "dpo": {**_objective("dpo", interval_share=0), "grpo.groups": 32},
+}
+"""Objectives that need no likelihood, on samples of the deterministic map."""
+
+SINGLE_TIME: Mapping[str, Mapping[str, Any]] = {
+    "asfmc_endpoint, every step (Flow-Map GRPO)": _ALL,
+    "asfmc_endpoint, branching, one jump": {**_BRANCH, "rollout.completion": "jump"},
+    "ddim_mix, every step": {**_ALL, **_kernel("ddim_mix")},
+}
+
+VELOCITY: Mapping[str, Mapping[str, Any]] = {
+    "flow_sde, every step (Flow-GRPO)": _ALL,
+    "flow_sde, branching": _BRANCH,
+    "precise, every step": {**_ALL, **_kernel("precise")},
+    "cps, every step": {**_ALL, **_kernel("cps")},
+}
+
+WORDS: Mapping[str, Mapping[str, Any]] = {
+    name: TWO_TIME[name] for name in ("asfmc, branching", "asfmc, every step", "flow_sde, branching", "precise, branching")
+}
 
 
 @dataclass(frozen=True)
@@ -77,7 +109,9 @@ class Suite:
 
 
 SUITES: dict[str, Suite] = {
-    "shapes": Suite("shapes", TWO_TIME, 100_000, 40.0, "shapes_exact"),
+    "shapes": Suite("shapes", {**TWO_TIME, **OBJECTIVES}, 80_000, 32.0, "shapes_exact"),
+    "shapes_cm": Suite("shapes_cm", SINGLE_TIME, 80_000, 32.0, "shapes_exact"),
+    "shapes_fm": Suite("shapes_fm", VELOCITY, 120_000, 48.0, "shapes_exact"),
 }
 """What is compared, by name."""
 
@@ -103,6 +137,7 @@ def bench_methods(
     prompts: int = 128,
     per_prompt: int = 4,
     steps: Sequence[int] = (1, 2, 4, 8),
+    record: str = "",
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Held-out figures of every method before training, at equal network evaluations and at equal wall clock.
@@ -118,7 +153,11 @@ def bench_methods(
         seconds: instead of the suite's.
         prompts, per_prompt: held-out prompts and images of each, with noise that no run has seen.
         steps: of the deterministic sampler.
+        record: a file to which every run is added as a line of JSON when it ends, and whose runs are not made again.
     """
+    told = [json.loads(line) for line in Path(record).read_text().splitlines()] if record and Path(record).exists() else []
+    rows = [row for row in told if row["suite"] in suites and row["seed"] in seeds and (not only or row["method"] in only)]
+    made = {(row["suite"], row["method"], row["seed"]) for row in rows}
     wanted = [
         {
             "suite": suite, "method": method, "seed": seed, "prompts": prompts, "per_prompt": per_prompt, "steps": list(steps),
@@ -127,14 +166,17 @@ def bench_methods(
         for suite in suites
         for seed in seeds
         for method in SUITES[suite].methods
-        if not only or method in only
+        if (not only or method in only) and (suite, method, seed) not in made
     ]
+    total = len(rows) + len(wanted)
     with ThreadPoolExecutor(jobs) as pool:
-        rows = []
         for row in pool.map(_in_a_process, wanted):
             rows.append(row)
+            if record:
+                with open(record, "a") as file:
+                    file.write(json.dumps(row) + "\n")
             if progress is not None:
-                progress(f"methods: {len(rows)} of {len(wanted)}: {row['suite']}, {row['method']}, seed {row['seed']}")
+                progress(f"methods: {len(rows)} of {total}: {row['suite']}, {row['method']}, seed {row['seed']}")
     return {
         "threads_per_run": 1,
         "side_by_side": jobs,
