@@ -1,6 +1,6 @@
 """How well a method tells which step's noise was good: its advantages against the true effect of that noise."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
