@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 TINY = ["grpo.groups=2", "grpo.group_size=4", "evaluation.images=16", "evaluation.final_images=16", "evaluation.steps=[4]"]
 TINY += ["record.checkpoint_every=5", "record.groups_shown=1", "compute.threads=1"]
 SETTINGS = [word for change in TINY for word in ("--set", change)]
+CM = ["--set", "sampler=ddim_mix", "--set", "rollout.completion=jump"]
 ITERATIONS = 30
 
 
@@ -109,6 +110,7 @@ def test_every_command_takes_json_runs_and_store(name: str, capsys: pytest.Captu
         (["train", "--store", "nonsense"], ["URL", "sqlite:///"]),
         (["sample", "--prompt", "a purple circle"], ["'purple'", "vocabulary", "triangle"]),
         (["sample", "--prompt", "a red circle", "--sampler", "gama"], ["'gama'", "asfmc"]),
+        (["sample", "--prompt", "a red circle", "--set", "model=shapes_cm", *CM, "--sampler", "cps"], ["'cps'", "ddim_mix"]),
         (["sample", "--prompt", "a red circle", "--out", "x.jpg"], ["x.jpg", ".png"]),
         (["sample"], ["prompt"]),
         (["evaluate", "--steps", "4,no"], ["--steps", "4,no"]),
@@ -206,6 +208,18 @@ def test_an_image_depends_on_its_seed_and_not_on_its_batch(
     assert json.loads(out) == {"out": str(tmp_path / "four.png"), **made}
     assert (made["prompts"], made["seeds"], made["steps"]) == (["two blue squares"], [0, 1, 2, 3], 4)
     assert (made["iteration"], made["run"]) == (ITERATIONS, Store(runs).run("latest").id)
+
+
+def test_an_image_is_drawn_as_evaluations_draw_it_unless_told_otherwise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["--set", "model=shapes_cm", *CM, "--set", "evaluation.sampling_steps=3"]
+    ask_for = ["sample", "--prompt", "a red circle", "--count", "1", *model, "--out", tmp_path / "one.png", "--runs", tmp_path]
+    status, out, _ = ask(capsys, *ask_for, "--json")
+    made = json.loads(out)
+    assert (status, made["steps"], made["sampler"]) == (0, 3, {"name": "asfmc_endpoint", "noise": 1.0})
+    _, out, _ = ask(capsys, *ask_for, "--steps", "2", "--sampler", "ode", "--json")
+    assert (json.loads(out)["steps"], json.loads(out)["sampler"]) == (2, {"name": "ode"})
 
 
 def test_evaluation_reports_intervals_for_each_number_of_steps(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

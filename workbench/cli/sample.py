@@ -12,7 +12,7 @@ from workbench.cli.screen import say, show, show_json
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from workbench.contracts import Sampler
+    from workbench.contracts import Model, Sampler
 
 _TILE = 128  # pixels; smaller images are enlarged by a whole factor, so that each pixel stays itself
 
@@ -27,8 +27,8 @@ def sample(
     checkpoint: Checkpoint = None,
     seed: Annotated[int, typer.Option(min=0, help="of the first image; the next have the seeds after it")] = 0,
     count: Annotated[int, typer.Option(min=1, max=256, help="images of each prompt")] = 8,
-    steps: Annotated[int, typer.Option(min=1, max=128, help="sampling steps")] = 4,
-    sampler: Annotated[str, typer.Option(help="transition kernel")] = "ode",
+    steps: Annotated[int | None, typer.Option(min=1, max=128, help="sampling steps; by default those of evaluations")] = None,
+    sampler: Annotated[str | None, typer.Option(help="transition kernel; by default that of evaluations")] = None,
     out: Annotated[
         Path, typer.Option(metavar="FILE", help="PNG to write; its text chunk 'workbench' says how it was made")
     ] = Path("grid.png"),
@@ -45,7 +45,7 @@ def sample(
         if out.suffix.lower() != ".png":
             raise ValueError(f"--out must end in .png, which can say how it was made; got {str(out)!r}")
         chosen = choose(None if run is None else open_store(runs, store), run, preset, changes, checkpoint)
-        kernel = choose_sampler(sampler)
+        kernel, steps = choose_sampler(sampler, chosen.config.model), steps or chosen.config.sampling_steps
         for text in prompt:
             chosen.config.task.check(text)
     say(f"{chosen.title}: {len(prompt)} x {count} images in {steps} steps")
@@ -61,12 +61,20 @@ def sample(
     )
 
 
-def choose_sampler(name: str) -> "Sampler":
-    """A kernel with its own defaults. Raises: ValueError: lists the names."""
+def choose_sampler(name: str | None, model: "Model") -> "Sampler":
+    """A kernel with its own defaults, or the one that evaluations of the model use.
+
+    Raises: ValueError: lists the names, if there is no such kernel or it asks of the map what it was not trained for.
+    """
+    from workbench.evaluate import deployed_sampler
     from workbench.samplers import SAMPLERS
 
-    if name not in SAMPLERS:
-        raise ValueError(f"unknown sampler {name!r}; choose from: {', '.join(SAMPLERS)}")
+    if name is None:
+        return deployed_sampler(model.kind)
+    if name not in SAMPLERS or model.kind not in SAMPLERS[name].needs:
+        fitting = ", ".join(known for known, sampler in SAMPLERS.items() if model.kind in sampler.needs)
+        told = f"sampler {name!r} does not fit a {model.kind} map" if name in SAMPLERS else f"unknown sampler {name!r}"
+        raise ValueError(f"{told}; choose from: {fitting}")
     return SAMPLERS[name]()
 
 
