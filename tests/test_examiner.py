@@ -186,6 +186,15 @@ def test_an_evaluation_that_lies_behind_is_told_without_the_judge_that_failed() 
     assert "patient" in evaluations(told(train(config, resume=events[-1])))[2][2]  # type: ignore[arg-type]
 
 
+def test_a_run_that_diverges_tells_what_its_judges_still_had_to_say() -> None:
+    seen: list[Event] = []
+    with pytest.raises(FloatingPointError, match=r"guard\.max_kl"):
+        seen.extend(keep(event) for event in train(toy(judges=[Patient()], guard__max_kl=1e-12, **LATE)))
+    assert list(evaluations(seen)) == [0, 1]
+    assert all("patient" in measures[2] for measures in evaluations(seen).values())
+    assert max(event.iteration for event in seen if isinstance(event, CheckpointReady)) < 2
+
+
 def test_the_judges_thread_ends_with_the_run_however_it_ends() -> None:
     config = toy(judges=[Patient()])
     for stop in (Started, PreflightDone, IterationDone, CheckpointReady, Finished):
