@@ -141,15 +141,15 @@ def test_a_shipped_file_is_at_most_eight_megabytes_and_has_its_card_and_log_besi
     assert "step" in path.with_suffix(".log").read_text()
 
 
-@pytest.mark.parametrize(("name", "steps", "least"), [("shapes", 1, 0.3), ("shapes_cm", 1, 0.3), ("shapes_fm", 16, 0.4)])
-def test_what_ships_follows_half_of_its_prompts_when_sampled_as_its_kind(name: str, steps: int, least: float) -> None:
-    """The dense score of 96 images is .44, .45 and .55 on the cards, with a standard error of .04."""
+@pytest.mark.parametrize(("name", "steps"), [("shapes", 1), ("shapes_cm", 1), ("shapes_fm", 10)])
+def test_what_ships_follows_its_prompts_when_sampled_as_its_kind(name: str, steps: int) -> None:
+    """Dense scores of 64 images for their own prompts, .4 to .5, against those for their neighbours' prompts, .2 to .3."""
     generator = MODELS[name]().load(CPU)
     assert generator.kind == MODELS[name].kind
-    sample = held_out(ShapesTask(), 96, 1, seed=0)
+    sample = held_out(ShapesTask(), 64, 1, seed=0)
     images = drain(stream_images(generator, sample.prompts, sample.seeds, times=time_grid(steps, 4.0)))
-    assert score(images, sample.prompts).dense.mean() > least
-    assert score(images.roll(1, 0), sample.prompts).dense.mean() < least
+    own, neighbours = (score(shown, sample.prompts).dense.mean() for shown in (images, images.roll(1, 0)))
+    assert own > neighbours + 0.1
 
 
 def test_weights_come_back_in_half_precision_with_their_metadata(tmp_path: Path) -> None:
