@@ -1,4 +1,5 @@
 from workbench.contracts import Model
+from workbench.models.glyphs import GlyphsModel
 from workbench.models.shapes import ShapesModel
 from workbench.models.shapes_cm import ShapesConsistencyModel
 from workbench.models.shapes_fm import ShapesVelocityModel
@@ -7,4 +8,5 @@ MODELS: dict[str, type[Model]] = {
     "shapes": ShapesModel,
     "shapes_fm": ShapesVelocityModel,
     "shapes_cm": ShapesConsistencyModel,
+    "glyphs": GlyphsModel,
 }

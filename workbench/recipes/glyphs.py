@@ -67,7 +67,17 @@ class GlyphsRecipe(FromNothing):
     precision: Literal["float32", "bfloat16"] = Field(
         "bfloat16", description="of the products in the losses; float32 where the processor has no fast products in bfloat16"
     )
+    wrong_captions: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="share of images whose caption is another image's, in the last stage; few steps misspell anyway",
+    )
     flow_steps: int = Field(6000, ge=1, description="steps of flow matching, on right captions")
+    map_method: Literal["meanflow", "paths"] = Field(
+        "paths", description="meanflow: the MeanFlow identity by JVP; paths: regression on stored ODE paths"
+    )
+    paths: int = Field(4096, ge=1, description="ODE paths stored by the method `paths`")
 
     model: ClassVar[type[EmbeddedModel]] = GlyphsModel
     domain: ClassVar[Domain] = GLYPHS
