@@ -146,7 +146,10 @@ def _hacking(history: History, config: Mapping[str, Any]) -> list[Verdict]:
                 f"The training reward rose, but {_words(name)} is {times} times the base's (beyond a factor of {HACKED:g} since "
                 f"iteration {since}): the policy is learning to please the reward rather than to follow the prompt."
             )
-            remedy = f"Raise objective.kl_weight, weigh a fidelity reward more, or go back to a checkpoint before {since}."
+            remedy = (
+                "Raise objective.kl_weight, give a fidelity reward more weight, or go back to a checkpoint before "
+                f"iteration {since}."
+            )
             found.append(Verdict("red", "Reward hacking suspected", sentence, remedy))
     return found
 
