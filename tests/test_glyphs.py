@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 from workbench.benchmarks.reader import bench_reader
+from workbench.evaluate import held_out
+from workbench.flow import seeded_noise, time_grid
 from workbench.models.glyphs import LATENT_SHAPE, GlyphsModel, StripAutoencoder
 from workbench.models.transformer import ConditionalTransformer
 from workbench.recipes.glyphs import GLYPHS, GlyphsRecipe
@@ -312,6 +315,35 @@ def test_the_recipe_shows_strings_beside_words_but_no_held_out_word() -> None:
     assert float(weights.sum()) == pytest.approx(1)
     assert support.shape[1:] == GLYPHS.patches(torch.Generator().manual_seed(0)).shape[1:] == (3, HEIGHT, WIDTH)
     assert GlyphsRecipe().stages()[0].name == "autoencoder"
+
+
+def test_what_ships_writes_the_words_asked_for_with_mistakes_and_on_the_palette() -> None:
+    generator = GlyphsModel().load(CPU)
+    sample = held_out(TASK, 192, 2, seed=7)
+    flow_map = generator.bind(generator.embed(sample.prompts))
+    x = seeded_noise(sample.seeds, generator.latent_shape)
+    with torch.no_grad():
+        for t, s in pairwise(time_grid(4, 4.0)):
+            x = flow_map(x, t, s)
+        images = generator.decode(x)
+    scores = score(images, sample.prompts)
+    assert scores.dense.mean() > 0.35
+    assert scores.dense.mean() > 2 * score(images, sample.prompts[2:] + sample.prompts[:2]).dense.mean(), "the prompt counts"
+    assert 0.05 < scores.exact.mean() < 0.35
+    assert read(images).palette_distance.mean() < 0.05
+    layouts = TASK.layouts(images)
+    assert layouts is not None
+    assert len(set(layouts)) > 120
+    assert {font for font, *_ in layouts} >= {0, 1, 2}
+
+
+def test_the_autoencoder_keeps_words_legible() -> None:
+    generator = GlyphsModel().load(CPU)
+    words = strings(128)
+    images = render(sample_scenes(words, np.random.default_rng(0)))
+    with torch.no_grad():
+        back = generator.decode(generator.encode(images))
+    assert np.mean([a == b for a, b in zip(read(back).text, words, strict=True)]) > 0.95
 
 
 def test_a_few_steps_teach_the_autoencoder_the_colours() -> None:
