@@ -11,6 +11,7 @@ from workbench.flow import time_grid
 from workbench.models import MODELS
 from workbench.objectives import OBJECTIVES
 from workbench.objectives.grpo import GRPOObjective
+from workbench.objectives.nft import NFTObjective
 from workbench.rewards import REWARDS
 from workbench.rules import check_domain, check_maps, check_noise, check_rollout
 from workbench.samplers import SAMPLERS
@@ -302,6 +303,38 @@ PRESETS: dict[str, RunConfig] = {
         grpo=GRPOConfig(groups=12, std_floor=0.05),
         optimizer=OptimizerConfig(learning_rate=1.5e-4),
         evaluation=EvaluationConfig(sampling_steps=40, steps=(4, 10, 20, 40)),
+    ),
+    "shapes_nft": RunConfig(
+        title="Align shapes with DiffusionNFT",
+        sampler=SAMPLERS["ode"](),
+        objective=NFTObjective(interval_share=0.0, kl_weight=0.0),
+        rollout=RolloutConfig(mode="all"),
+        grpo=GRPOConfig(groups=16, std_floor=0.05),
+        optimizer=OptimizerConfig(learning_rate=8e-4, ema_decay=0.9),
+    ),
+    "glyphs": RunConfig(
+        title="Align spelling",
+        task=TASKS["glyphs"](),
+        model=MODELS["glyphs"](),
+        rewards=_rewards(glyphs_dense=0.5, glyphs_exact=0.5),
+        eval_rewards=(EvalReward(reward=REWARDS["glyphs_rule"]()),),
+    ),
+    "glyphs_preference": RunConfig(
+        title="Align spelling and taste",
+        task=TASKS["glyphs"](),
+        model=MODELS["glyphs"](),
+        rewards=_rewards(glyphs_dense=0.4, glyphs_exact=0.4, glyphs_preference=0.4),
+        eval_rewards=(EvalReward(reward=REWARDS["glyphs_rule"]()),),
+    ),
+    "glyphs_hacked": RunConfig(
+        title="Reward hacking on purpose: a learned taste alone, no KL",
+        task=TASKS["glyphs"](),
+        model=MODELS["glyphs"](),
+        rewards=_rewards(glyphs_preference=1.0),
+        eval_rewards=(EvalReward(reward=REWARDS["glyphs_rule"]()), EvalReward(reward=REWARDS["glyphs_dense"]())),
+        objective=GRPOObjective(kl_weight=0.0),
+        rollout=RolloutConfig(completion="jump"),
+        optimizer=OptimizerConfig(learning_rate=5e-4),
     ),
     "shapes_lora": RunConfig(
         title="Align shapes with LoRA",

@@ -112,6 +112,8 @@ SUITES: dict[str, Suite] = {
     "shapes": Suite("shapes", {**TWO_TIME, **OBJECTIVES}, 80_000, 32.0, "shapes_exact"),
     "shapes_cm": Suite("shapes_cm", SINGLE_TIME, 80_000, 32.0, "shapes_exact"),
     "shapes_fm": Suite("shapes_fm", VELOCITY, 120_000, 48.0, "shapes_exact"),
+    "glyphs": Suite("glyphs", WORDS, 80_000, 48.0, "glyphs_exact"),
+    "preference": Suite("glyphs_preference", WORDS, 80_000, 48.0, "glyphs_preference"),
 }
 """What is compared, by name."""
 
