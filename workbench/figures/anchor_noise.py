@@ -45,7 +45,7 @@ def anchor_noise_maps(
             y=noises,
             z=plane[name],
             colorscale=SCALE,
-            texttemplate="%{z:.2f}",
+            texttemplate="%{z:.3~f}",
             colorbar={"x": axis.domain[1] + 0.01, "thickness": 10, "outlinewidth": 0},
             hovertemplate="anchor %{x}, noise %{y}: %{z:.4g}<extra>" + TITLES.get(name, name) + "</extra>",
             xaxis=f"x{column}",
@@ -53,5 +53,5 @@ def anchor_noise_maps(
         )
     chart.update_xaxes(title={"text": "anchor"}, type="category", rangemode="normal")
     chart.update_yaxes(title={"text": "noise"}, type="category")
-    chart.update_layout(hovermode="closest", margin={"t": 44})
+    chart.update_layout(hovermode="closest", margin={"t": 64})
     return chart
