@@ -14,6 +14,7 @@ FOLDER = ROOT / "notebooks"
 SMALLEST: dict[str, dict[str, Any]] = {
     "double_ring": {"num_samples": 1000, "steps": [10, 20], "few_steps": [2]},
     "anchor_noise": {"anchors": [0.0, 1.0], "noises": [0.0, 1.0], "prompts": 6, "per_prompt": 2},
+    "methods": {"methods": ["asfmc, branching"], "evaluations": 8000, "seconds": 1.0, "prompts": 6, "jobs": 1},
 }
 """Each notebook by name, and the parameters with which it takes seconds."""
 
@@ -49,7 +50,7 @@ def outputs(notebook: nbformat.NotebookNode, kind: str) -> list[Any]:
 def curves(notebook: nbformat.NotebookNode) -> dict[str, Any]:
     """The lines of its first figure by name."""
     (figure, *_) = outputs(notebook, "application/vnd.plotly.v1+json")
-    return {trace["name"]: trace for trace in figure["data"]}
+    return {trace["name"]: trace for trace in figure["data"] if "name" in trace}
 
 
 def source(name: str) -> nbformat.NotebookNode:
@@ -104,3 +105,13 @@ def test_the_plane_of_anchor_and_noise_shows_three_maps_and_no_error_where_there
     for table in (diversity, error):
         assert table[0] == [0, 0]
         assert table[1][0] == 0 < table[1][1]
+
+
+def test_the_methods_are_followed_from_the_base_to_the_end_of_their_budget(tmp_path, importable):
+    found = curves(execute("methods", SMALLEST["methods"], tmp_path))
+    assert set(found) == {"asfmc, branching"}
+    spent, figure = found["asfmc, branching"]["x"], found["asfmc, branching"]["y"]
+    assert spent[0] == 0
+    assert spent == sorted(set(spent))
+    assert 4000 < spent[-1] <= 8000
+    assert all(0 <= value <= 1 for value in figure)
