@@ -33,7 +33,13 @@ LARGEST_FILE = 8 * 2**20  # bytes
 
 OWNERS = {
     "threading": ("workbench.jobs",),
-    "concurrent": ("workbench.jobs", "workbench.scoring", "workbench.studio", "workbench.panels"),  # pages only hand futures on
+    "concurrent": (  # pages only hand futures on
+        "workbench.jobs",
+        "workbench.scoring",
+        "workbench.studio",
+        "workbench.panels",
+        "workbench.benchmarks.methods",
+    ),
     "gradio": ("app", "workbench.panels", "workbench.cli.doctor"),
     "plotly": ("workbench.figures",),
     "diffusers": ("workbench.models",),

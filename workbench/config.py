@@ -314,6 +314,7 @@ PRESETS: dict[str, RunConfig] = {
     ),
     "glyphs": RunConfig(
         title="Align spelling",
+        iterations=150,
         task=TASKS["glyphs"](),
         model=MODELS["glyphs"](),
         rewards=_rewards(glyphs_dense=0.5, glyphs_exact=0.5),
@@ -321,6 +322,7 @@ PRESETS: dict[str, RunConfig] = {
     ),
     "glyphs_preference": RunConfig(
         title="Align spelling and taste",
+        iterations=150,
         task=TASKS["glyphs"](),
         model=MODELS["glyphs"](),
         rewards=_rewards(glyphs_dense=0.4, glyphs_exact=0.4, glyphs_preference=0.4),
@@ -328,6 +330,7 @@ PRESETS: dict[str, RunConfig] = {
     ),
     "glyphs_hacked": RunConfig(
         title="Reward hacking on purpose: a learned taste alone, no KL",
+        iterations=100,
         task=TASKS["glyphs"](),
         model=MODELS["glyphs"](),
         rewards=_rewards(glyphs_preference=1.0),
