@@ -24,7 +24,7 @@ class AWMObjective(ForwardProcess):
     name: Literal["awm"] = "awm"
     weighting: Literal["uniform", "time", "huber"] = Field(
         "huber",
-        description="what e counts at time t: uniform: e; time: t e; huber: 4 t e^(1/4), so that no row drowns the others",
+        description="what an error e counts at time t. uniform: e; time: t e; huber: 4 t e^(1/4), so that no row drowns others",
     )
     clip_range: float = Field(0.01, gt=0, description="trust region of the ratio; met from the second epoch on")
     kl_weight: float = Field(0.1, ge=0, description="weight of the squared distance to the reference's velocity")

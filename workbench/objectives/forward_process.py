@@ -112,13 +112,13 @@ class ForwardProcess(Objective):
     def predict(self, portion: Noised, generator: Generator) -> Tensor:
         """The velocity of each row, [n, ...]."""
         x, t, s = portion.x, portion.t, portion.s
-        jumps = s < t
-        if generator.kind != "two_time" or not jumps.any():
+        is_jump = s < t
+        if generator.kind != "two_time" or not is_jump.any():
             return generator.bind(portion.embeddings).velocity(x, t)
-        rest, jumps = (mask.nonzero().squeeze(1) for mask in (~jumps, jumps))
-        parts = [induced_velocity(generator.bind(portion.embeddings[jumps]), x[jumps], t[jumps], s[jumps])]
+        jumps, rest = is_jump.nonzero().squeeze(1), (~is_jump).nonzero().squeeze(1)
+        parts = [induced_velocity(generator.bind(portion.embeddings[jumps.cpu()]), x[jumps], t[jumps], s[jumps])]
         if len(rest):
-            parts.append(generator.bind(portion.embeddings[rest]).velocity(x[rest], t[rest]))
+            parts.append(generator.bind(portion.embeddings[rest.cpu()]).velocity(x[rest], t[rest]))
         return torch.cat(parts)[torch.cat([jumps, rest]).argsort()]
 
     def loss(
