@@ -22,7 +22,7 @@ class DPOObjective(ForwardProcess):
     """
 
     name: Literal["dpo"] = "dpo"
-    beta: float = Field(100.0, gt=0, description="log-odds of a pair for each unit of squared velocity error")
+    beta: float = Field(20.0, gt=0, description="log-odds of a pair for each unit of squared velocity error")
 
     together = 2
 
