@@ -334,7 +334,7 @@ PRESETS: dict[str, RunConfig] = {
         task=TASKS["glyphs"](),
         model=MODELS["glyphs"](),
         rewards=_rewards(glyphs_preference=1.0),
-        eval_rewards=(EvalReward(reward=REWARDS["glyphs_rule"]()), EvalReward(reward=REWARDS["glyphs_dense"]())),
+        eval_rewards=(EvalReward(reward=REWARDS["glyphs_dense"]()), EvalReward(reward=REWARDS["glyphs_rule"]())),
         objective=GRPOObjective(kl_weight=0.0),
         rollout=RolloutConfig(completion="jump"),
         optimizer=OptimizerConfig(learning_rate=5e-4),
@@ -438,6 +438,12 @@ def _set_reward(values: dict[str, Any], field: str, name: str, value: Any) -> No
     elif yaml.safe_load(str(value)):
         entries.append(present)
     values[field] = tuple(entries)
+    judges = {entry["reward"]["name"] for entry in values["eval_rewards"]}
+    values["rewards"] = tuple(  # a reward of weight 0 that is asked to judge does nothing else
+        entry
+        for entry in values["rewards"]
+        if entry["reward"]["name"] not in judges or str(entry.get("weight")) not in ("0", "0.0")
+    )
 
 
 def _explain(item: Any) -> str:

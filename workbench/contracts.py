@@ -83,7 +83,7 @@ class Objective(Extension):
         return False
 
     def behaviour_decay(self, updates: int) -> float | None:
-        """Decay of the averaged weights that sample, after `updates` updates; None where the policy itself samples."""
+        """Decay of the averaged weights that sample at their next step, after `updates` of them; None: the policy samples."""
         return None
 
     @abstractmethod

@@ -32,6 +32,10 @@ class _Pending:
     event: Evaluated
     judgements: Mapping[int, Judgement]  # by number of steps
 
+    def done(self) -> bool:
+        """Whether all has been said."""
+        return all(judgement.done() for judgement in self.judgements.values())
+
 
 class Examiner:
     """Looks at the averaged weights through held-out prompts, the same seeds each time.
@@ -88,12 +92,12 @@ class Examiner:
         self._pending.append(_Pending(event, judgements))
         return measures
 
-    def told(self, *, wait: bool = False) -> Iterator[Event]:
-        """The evaluations whose judges are done, oldest first; all of them with `wait`.
+    def told(self, *, before: int = -1) -> Iterator[Event]:
+        """The evaluations whose judges are done, oldest first; and all before iteration `before`, waited for.
 
         Raises: RewardFailed: if a judge failed; its evaluation stays untold.
         """
-        while self._pending and (wait or all(judgement.done() for judgement in self._pending[0].judgements.values())):
+        while self._pending and (self._pending[0].event.iteration < before or self._pending[0].done()):
             event = self._judged(self._pending[0])
             self._pending.popleft()
             yield event

@@ -81,7 +81,10 @@ def check_rollout(config: "RunConfig") -> None:
             check_times(rollout.times)
     elif rollout.times:
         raise ValueError(f"rollout.times is only read by rollout.grid = 'custom', got the grid {rollout.grid!r}")
-    if rollout.mode == "window" and rollout.window > (within := min(rollout.window_until or rollout.steps, rollout.steps - 1)):
+    within = rollout.steps - 1
+    if rollout.window_moves == "jumps":
+        within = min(rollout.window_until or within, within)
+    if rollout.mode == "window" and rollout.window > within:
         raise ValueError(
             f"rollout.window = {rollout.window} is larger than the {within} steps it may lie in: the last step is never "
             "stochastic; choose a smaller window or more rollout.steps"
@@ -89,6 +92,10 @@ def check_rollout(config: "RunConfig") -> None:
     chosen = rollout.chosen_steps
     if rollout.mode == "branch" and rollout.branch_at == "chosen" and not chosen:
         raise ValueError("rollout.branch_at = 'chosen' needs rollout.chosen_steps")
+    if chosen and rollout.mode != "tree" and (rollout.mode, rollout.branch_at) != ("branch", "chosen"):
+        raise ValueError(
+            f"rollout.chosen_steps = {list(chosen)} is only read by rollout.mode = 'tree' or rollout.branch_at = 'chosen'"
+        )
     if list(chosen) != sorted(set(chosen)) or (chosen and chosen[-1] > rollout.steps - 2):
         raise ValueError(
             f"rollout.chosen_steps = {list(chosen)} must ascend within 0 to {rollout.steps - 2}: the last is never stochastic"

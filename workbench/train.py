@@ -59,8 +59,9 @@ def train(
         learner.restore(resume)
     yield Started(learner.iteration, _facts(learner))
     try:
-        if learner.evaluated < learner.iteration or not learner.checked:  # a new run, or one that a reward has failed in
+        if learner.evaluated < learner.iteration:  # a new run, or one whose last evaluation was lost
             yield from _evaluate(learner)
+        if not learner.checked:
             yield PreflightDone(learner.iteration, (yield from preflight(learner)))
             learner.checked = True
             yield learner.checkpoint()
@@ -76,9 +77,9 @@ def train(
             improved = learner.iteration == learner.examiner.best_iteration  # otherwise the best would not be kept
             if due or improved or wishes.save or wishes.stop:
                 controls.save = False
-                yield from learner.examiner.told(wait=True)  # a resumed run could not make it again
+                yield from learner.examiner.told(before=learner.iteration)  # a resumed run makes only its first one again
                 yield learner.checkpoint()
-        yield from learner.examiner.told(wait=True)
+        yield from learner.examiner.told(before=learner.iteration + 1)
     except (FloatingPointError, RewardFailed) as error:
         diverged = isinstance(error, Diverged)
         yield from learner.examiner.rescued(learner.iteration + diverged)  # a resumed run evaluates its first iteration again
@@ -172,7 +173,9 @@ def _iterate(learner: Learner) -> Iterator[Event]:
 def _groups(learner: Learner, lesson: Lesson, images: Tensor, parts: dict[str, Tensor]) -> GroupsScored:
     """What this process drew, with pictures of its first groups."""
     record, rollout, size = learner.config.record, lesson.rollout, lesson.rollout.group_size
-    shown = range(min(record.groups_shown, len(rollout.prompts) // size) if learner.iteration % record.rollouts_every == 0 else 0)
+    groups, due = len(rollout.prompts) // size, learner.iteration % record.rollouts_every == 0
+    count = min(record.groups_shown, groups) if due else 0
+    shown = [place * groups // count for place in range(count)]  # from all steps, where groups branch at several
     return GroupsScored(
         iteration=learner.iteration + 1,  # the update that they are drawn for
         prompts=rollout.prompts[::size],
@@ -185,7 +188,7 @@ def _groups(learner: Learner, lesson: Lesson, images: Tensor, parts: dict[str, T
         log_probs=tuple(tuple(None if v != v else v for v in values.tolist()) for values in rollout.log_probs),
         noise_std=tuple(transition.std for transition in rollout.transitions),
         groups_shown=tuple(shown),
-        preview=Preview(to_uint8(images[: len(shown) * size])),
+        preview=Preview(to_uint8(images.unflatten(0, (groups, size))[shown].flatten(0, 1))),
     )
 
 

@@ -72,7 +72,7 @@ def evaluate_policy(chosen: Chosen, counts: tuple[int, ...], images: int | None,
     with Screen(chosen.title, 1) as screen, closing(learner.examiner) as examiner:
         for progress in examiner.evaluate(learner.iteration, images or settings.final_images, counts):
             screen.event(progress)
-        (event,) = examiner.told(wait=True)
+        (event,) = examiner.told(before=learner.iteration + 1)
     assert isinstance(event, Evaluated)
     return event
 

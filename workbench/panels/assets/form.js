@@ -8,7 +8,7 @@ window.workbench.form = (() => {
   const follow = (menu) => {
     for (const box of wb.slot("form").querySelectorAll(`[data-of="${menu.dataset.choice}"]`)) box.hidden = box.dataset.name !== menu.value;
   };
-  // A setting that matters only beside certain values of its neighbours shows only beside them; it is sent all the same.
+  // A setting that matters only beside certain values of its neighbours shows only beside them, and elsewhere is not sent.
   const relevant = () => {
     for (const field of wb.slot("form").querySelectorAll("[data-when]")) {
       const group = field.dataset.field.replace(/[^.]+$/, "");
@@ -64,7 +64,7 @@ window.workbench.form = (() => {
   });
 
   // A refusal names a field as configuration files do: without the extension's name, and list entries by their place.
-  const inputs = () => [...wb.slot("form").querySelectorAll("[name]")].filter((input) => !input.closest(".wb-extension[hidden]"));
+  const inputs = () => [...wb.slot("form").querySelectorAll("[name]")].filter((input) => !input.closest(".wb-extension[hidden], .wb-field[hidden]"));
   const keyOf = (input) => {
     const box = input.closest(".wb-extension"), list = input.closest(".wb-list");
     if (box) return input.name.replace(`${box.dataset.of}.${box.dataset.name}.`, `${box.dataset.of}.`);
