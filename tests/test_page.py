@@ -252,6 +252,28 @@ def test_a_refused_form_points_at_the_field(finished: Page) -> None:
     expect(finished.locator('[data-slot="errors"]')).to_be_hidden()
 
 
+def test_the_form_offers_what_fits_and_says_what_its_noise_is(finished: Page) -> None:
+    if finished.locator('[data-slot="new"]').is_hidden():
+        finished.locator('.wb-top [data-act="new"]').click()
+    form = finished.locator('[data-slot="form"]')
+    form.locator("details").evaluate_all("folds => folds.forEach((fold) => fold.open = true)")
+    form.locator('[name="rollout.mode"]').select_option("window")
+    expect(form.locator('[name="rollout.window"]')).to_be_visible()
+    expect(form.locator('[name="rollout.branch_at"]')).to_be_hidden()
+    form.locator('[name="rollout.mode"]').select_option("branch")
+    expect(form.locator('[name="rollout.window"]')).to_be_hidden()
+    expect(form.locator('[name="rollout.branch_at"]')).to_be_visible()
+    form.locator('[name="sampler.name"]').select_option("ode")
+    expect(finished.locator('[data-slot="errors"]')).to_contain_text("sampler")
+    form.locator('[name="sampler.name"]').select_option("asfmc")
+    expect(form.locator(".wb-noise tbody tr")).to_have_count(3)  # four steps, and the last is never stochastic
+    form.locator('[name="task.name"]').select_option("glyphs")
+    expect(form.locator('[name="model.name"]')).to_have_value("glyphs")
+    expect(form.locator('[name="rewards.shapes_exact.use"]')).to_be_hidden()
+    finished.locator('[data-slot="preset"]').select_option("shapes")
+    expect(form.locator('[name="model.name"]')).to_have_value("shapes")
+
+
 def test_charts_follow_the_theme_at_once(finished: Page) -> None:
     colour = "document.querySelector('[data-chart=reward] .plot').layout.font.color"
     expect(plotted(finished, "reward")).to_be_visible()
