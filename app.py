@@ -44,8 +44,9 @@ def serve(host: str, port: int, runs: Path, url: str | None, auth: tuple[str, st
     import gradio as gr
 
     from workbench.jobs import Worker
-    from workbench.panels import PANELS
-    from workbench.panels.train import ASSETS
+    from workbench.panels import PAGES
+    from workbench.panels.page import ASSETS
+    from workbench.panels.shell import build
     from workbench.store import Store, StoreError
     from workbench.studio import Studio
 
@@ -56,7 +57,7 @@ def serve(host: str, port: int, runs: Path, url: str | None, auth: tuple[str, st
     plotly = Path(str(files("plotly") / "package_data" / "plotly.min.js"))
     gr.set_static_paths([ASSETS, plotly])
     with gr.Blocks(title="Flow-Map Workbench", analytics_enabled=False) as page:
-        _tabs(PANELS, studio)
+        build(studio, PAGES)
     page.launch(
         server_name=host,
         server_port=port,
@@ -80,19 +81,6 @@ def _head(assets: Path, plotly: Path) -> str:
     """The page's own style, and where the charts' library lies; it is loaded with the first chart."""
     links = [f'<link rel="stylesheet" href="/gradio_api/file={sheet.as_posix()}">' for sheet in sorted(assets.glob("*.css"))]
     return "".join(links) + f'<script>window.workbenchPlotly = "/gradio_api/file={plotly.as_posix()}"</script>'
-
-
-def _tabs(panels: dict, studio: object) -> None:
-    """One page needs no tab; several get one each."""
-    import gradio as gr
-
-    if len(panels) == 1:
-        next(iter(panels.values()))(studio)
-        return
-    with gr.Tabs():
-        for name, build in panels.items():
-            with gr.Tab(name):
-                build(studio)
 
 
 def _is_free(host: str, port: int) -> bool:

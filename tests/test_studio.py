@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from toy_run import toy_config, toy_events
@@ -11,9 +12,14 @@ from toy_run import toy_config, toy_events
 from workbench.config import PRESETS, RunConfig, parse_config
 from workbench.events import Finished, IterationDone, Started
 from workbench.jobs import Worker
-from workbench.panels import form, live
+from workbench.panels import PAGES, form, shell
 from workbench.store import Store
 from workbench.studio import Studio, View, permitted
+
+
+def told(studio: Studio, asked: dict[str, Any]) -> dict[str, Any] | None:
+    """What the page of a run is sent."""
+    return shell.update(studio, {page.name: page for page in PAGES}, {"page": "train", **asked})
 
 
 class Inputs(HTMLParser):
@@ -136,7 +142,7 @@ def test_without_a_choice_the_run_that_is_going_on_is_shown(studio: Studio) -> N
 
 def test_an_unknown_run_is_an_answer_and_not_a_crash(studio: Studio) -> None:
     recorded(studio)
-    news = live.update(studio, {"run": "20200101-gone"})
+    news = told(studio, {"run": "20200101-gone"})
     assert news is not None
     assert "unknown run '20200101-gone'" in news["parts"]["problem"]
     assert news["parts"]["runs"]
@@ -144,25 +150,25 @@ def test_an_unknown_run_is_an_answer_and_not_a_crash(studio: Studio) -> None:
 
 def test_a_page_that_has_seen_everything_is_sent_nothing(studio: Studio) -> None:
     run = recorded(studio)
-    news = live.update(studio, {"run": run, "charts": ["reward"]})
+    news = told(studio, {"run": run, "charts": ["reward"]})
     assert news is not None
     assert {"status", "groups", "pairs", "chart:reward", "checks", "verdicts"} <= set(news["parts"])
-    assert live.update(studio, {"run": run, "seen": news["versions"], "charts": ["reward"]}) is None
+    assert told(studio, {"run": run, "seen": news["versions"], "charts": ["reward"]}) is None
 
 
 def test_one_more_iteration_sends_little(studio: Studio) -> None:
     run = recorded(studio, until=9, status="running")
-    seen = live.update(studio, {"run": run})
+    seen = told(studio, {"run": run})
     assert seen is not None
     studio.store.record(run, IterationDone(10, {"reward": 0.5, "kl": 0.1}, 0.1))
-    news = live.update(studio, {"run": run, "seen": seen["versions"], "charts": ["reward", "kl"]})
+    news = told(studio, {"run": run, "seen": seen["versions"], "charts": ["reward", "kl"]})
     assert news is not None
     assert "pairs" not in news["parts"]
     assert len(json.dumps(news)) < 50_000
 
 
 def test_groups_are_sent_from_the_best_to_the_worst_image(studio: Studio) -> None:
-    news = live.update(studio, {"run": recorded(studio)})
+    news = told(studio, {"run": recorded(studio)})
     assert news is not None
     for group in news["parts"]["groups"]["groups"]:
         rewards = [image["reward"] for image in group["images"]]
@@ -172,7 +178,7 @@ def test_groups_are_sent_from_the_best_to_the_worst_image(studio: Studio) -> Non
 
 
 def test_seeds_travel_as_text_because_they_have_64_bits(studio: Studio) -> None:
-    news = live.update(studio, {"run": recorded(studio)})
+    news = told(studio, {"run": recorded(studio)})
     assert news is not None
     assert isinstance(news["parts"]["groups"]["groups"][0]["images"][0]["seed"], str)
 
@@ -181,7 +187,7 @@ def test_earlier_groups_can_be_shown_again(studio: Studio) -> None:
     run = recorded(studio)
     history = view_of(studio, run).history
     iteration, row = history.group_rows[2]
-    news = live.update(studio, {"run": run, "at": row})
+    news = told(studio, {"run": run, "at": row})
     assert news is not None
     assert news["parts"]["groups"]["iteration"] == iteration
 

@@ -1,7 +1,5 @@
-from collections.abc import Callable
-
 from workbench.panels import train
-from workbench.studio import Studio
+from workbench.panels.page import Page
 
-PANELS: dict[str, Callable[[Studio], None]] = {"Train": train.build}
-"""One page per entry: its name, and the function that lays it out."""
+PAGES: tuple[Page, ...] = (train.PAGE,)
+"""The pages of the dashboard, in the order of its navigation."""

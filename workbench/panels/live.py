@@ -1,9 +1,8 @@
-"""What a page is sent: the parts of a run's view that it has not seen yet, as small JSON."""
+"""What the page of a run is told: the parts of its view, each made only for who has not seen it."""
 
 import json
 import math
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache, partial
 from typing import Any
@@ -12,46 +11,23 @@ from workbench.figures import FIGURES
 from workbench.figures.throughput import images_per_second
 from workbench.health import verdicts
 from workbench.history import History, Recorded
+from workbench.panels.page import Parts, rounded, sprite, value
 from workbench.store import Run
 from workbench.studio import Studio, View
 
-LISTED = 200
-"""Most runs in the picker."""
 
-Parts = dict[str, tuple[str, Callable[[], Any]]]
-"""Each part of a page by name: its version, and what makes it when the page has another."""
-
-
-def update(studio: Studio, asked: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The parts that changed since the page last heard; None where nothing did.
+def update(studio: Studio, asked: Mapping[str, Any]) -> Parts:
+    """Every part of a run's page.
 
     Args:
-        asked: `run` (id or ""), `seen` (version of each part the page holds), `charts` (names of those it wants now), and `at`
-            (row of the rollouts it shows; 0 follows the run).
+        asked: `run` (id or "" for the one that is going on), `charts` (names of those in view), and `at` (row of the rollouts
+            that are shown; 0 follows the run).
     """
-    seen = asked.get("seen", {})
-    runs = studio.runs()
-    parts: Parts = {"runs": _listed(runs)}
-    try:
-        found = studio.pick(asked.get("run", ""))
-    except ValueError as error:
-        parts["problem"] = _value(str(error))
-        return _news(parts, seen)
-    if found is not None:
-        view = studio.view(found)
-        parts |= _parts(studio, view, int(asked.get("at", 0))) | _charts(view, asked.get("charts", ()))
-    news = _news(parts, seen)
-    return news and {**news, "id": found.id if found else ""}
-
-
-def _news(parts: Parts, seen: Mapping[str, Any]) -> dict[str, Any] | None:
-    changed = {name: (version, make) for name, (version, make) in parts.items() if seen.get(name) != version}
-    if not changed:
-        return None
-    return {
-        "versions": {name: version for name, (version, _) in changed.items()},
-        "parts": {name: make() for name, (_, make) in changed.items()},
-    }
+    found = studio.pick(asked.get("run", ""))
+    if found is None:
+        return {}
+    view = studio.view(found)
+    return {"run": value(found.id)} | _parts(studio, view, int(asked.get("at", 0))) | _charts(view, asked.get("charts", ()))
 
 
 def _parts(studio: Studio, view: View, at: int) -> Parts:
@@ -62,8 +38,8 @@ def _parts(studio: Studio, view: View, at: int) -> Parts:
     ]
     shown = at or (history.groups.id if history.groups else 0)
     return {
-        "status": _value(_status(view)),
-        "verdicts": _value(judged),
+        "status": value(_status(view)),
+        "verdicts": value(judged),
         "checks": (_stamp(view, "checks"), lambda: history.checks.data["checks"] if history.checks else []),
         "groups": (f"{_stamp(view, 'groups')}:{shown}", lambda: _groups(studio, view, at)),
         "pairs": (_stamp(view, "pairs"), lambda: _pairs(studio, run, history)),
@@ -85,20 +61,6 @@ def _stamp(view: View, part: str) -> str:
     """The version of a part: the last row that touched it, of this run since it was last started."""
     history = view.history
     return f"{view.run.id}:{history.started.id if history.started else 0}:{history.changed.get(part, 0)}"
-
-
-def _value(value: Any) -> tuple[str, Callable[[], Any]]:
-    """A small part is its own version."""
-    return f"{zlib.crc32(json.dumps(value, default=str).encode()):x}", lambda: value
-
-
-def _listed(runs: list[Run]) -> tuple[str, Callable[[], Any]]:
-    return _value(
-        [
-            {"id": run.id, "title": run.title, "status": run.status, "kind": run.kind, "created": run.created}
-            for run in runs[:LISTED]
-        ]
-    )
 
 
 def _status(view: View) -> dict[str, Any]:
@@ -148,10 +110,10 @@ def _groups(studio: Studio, view: View, at: int) -> dict[str, Any] | None:
             {
                 "tile": place * size + i - index.start,
                 "seed": str(data["seeds"][i]),  # 64 bits, more than a number of the browser holds
-                "reward": _round(data["rewards"][i]),
-                "advantage": _round(data["advantages"][i]),
-                "parts": {name: _round(values[i]) for name, values in data["parts"].items()},
-                "log_probs": [_round(step[i]) for step in data["log_probs"]],
+                "reward": rounded(data["rewards"][i]),
+                "advantage": rounded(data["advantages"][i]),
+                "parts": {name: rounded(values[i]) for name, values in data["parts"].items()},
+                "log_probs": [rounded(step[i]) for step in data["log_probs"]],
             }
             for i in index
         ]
@@ -159,8 +121,8 @@ def _groups(studio: Studio, view: View, at: int) -> dict[str, Any] | None:
         groups.append(
             {
                 "prompt": data["prompts"][group],
-                "mean": _round(mean),
-                "std": _round(math.sqrt(sum((reward - mean) ** 2 for reward in rewards) / size)),
+                "mean": rounded(mean),
+                "std": rounded(math.sqrt(sum((reward - mean) ** 2 for reward in rewards) / size)),
                 "quiet": all(image["advantage"] == 0 for image in images),
                 "images": images,
             }
@@ -169,9 +131,9 @@ def _groups(studio: Studio, view: View, at: int) -> dict[str, Any] | None:
         "iteration": rows.iteration,
         "row": rows.id,
         "rows": [list(pair) for pair in history.group_rows],
-        "sheet": _sprite(studio, run, data["preview"]),
+        "sheet": sprite(studio, run.id, data["preview"]),
         "steps": data["steps"],
-        "noise_std": [_round(value) for value in data["noise_std"]],
+        "noise_std": [rounded(value) for value in data["noise_std"]],
         "prompts": len(data["prompts"]),
         "quiet": sum(not any(data["advantages"][i : i + size]) for i in range(0, len(data["advantages"]), size)),
         "groups": groups,
@@ -183,12 +145,10 @@ def _pairs(studio: Studio, run: Run, history: History) -> dict[str, Any] | None:
     if not history.evaluations:
         return None
     first, last = history.evaluations[0], history.evaluations[-1]
-    return {
-        "prompts": first.data["prompts"],
-        "seeds": first.data["seeds"],
-        "before": {"iteration": first.iteration, "sheet": _sprite(studio, run, first.data["preview"])},
-        "now": {"iteration": last.iteration, "sheet": _sprite(studio, run, last.data["preview"])} if last is not first else None,
-    }
+    before = {"iteration": first.iteration, "sheet": sprite(studio, run.id, first.data["preview"])}
+    now = {"iteration": last.iteration, "sheet": sprite(studio, run.id, last.data["preview"])}
+    seeds = {"prompts": first.data["prompts"], "seeds": first.data["seeds"]}
+    return {**seeds, "before": before, "now": now if last is not first else None}
 
 
 def _sheet(studio: Studio, run: Run, item: Recorded | None) -> dict[str, Any] | None:
@@ -199,24 +159,11 @@ def _sheet(studio: Studio, run: Run, item: Recorded | None) -> dict[str, Any] | 
         "iteration": item.iteration,
         "prompts": data["prompts"],
         "seeds": data["seeds"],
-        "sheet": _sprite(studio, run, data["preview"]),
+        "sheet": sprite(studio, run.id, data["preview"]),
     }
-
-
-def _sprite(studio: Studio, run: Run, preview: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Where a sheet of images lies, and how it is laid out; None once its picture was thinned."""
-    if not preview["sprite"]:
-        return None
-    path = studio.store.image_path(run.id, preview["sprite"])
-    return {"path": path.as_posix(), "tile": preview["tile"], "columns": preview["columns"], "count": preview["count"]}
 
 
 @lru_cache(maxsize=64)
 def _drawn(history: History, kind: str, name: str, config: str) -> dict[str, Any]:
     """One figure, drawn once for all viewers."""
     return FIGURES[kind][name](history, json.loads(config)).to_dict()
-
-
-def _round(value: float) -> float:
-    """Four significant digits, which is more than anyone reads; exact numbers stay in the store."""
-    return float(f"{value:.4g}")

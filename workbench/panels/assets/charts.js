@@ -72,28 +72,29 @@ window.workbench.charts = (() => {
     }
   }).observe(document.body, { attributes: true, attributeFilter: ["class"] });
 
-  const cards = () => [...wb.root.querySelectorAll("[data-chart]")];
-  const inView = () => cards().filter((card) => card.dataset.visible).map((card) => card.dataset.chart);
+  const cards = (within) => [...within.querySelectorAll("[data-chart]")];
+  const inView = (within) => cards(within).filter((card) => card.dataset.visible).map((card) => card.dataset.chart);
 
-  const draw = (name, figure) => {
-    const card = wb.root.querySelector(`[data-chart="${name}"]`);
+  // `revision` is what the zoom belongs to: as long as it stays, so does the zoom.
+  const draw = (page, name, figure, revision = wb.address.get("run")) => {
+    const card = page.root.querySelector(`[data-chart="${name}"]`);
     if (!card) return;
-    figure.layout.uirevision = wb.run; // zoom belongs to the run
+    figure.layout.uirevision = revision;
     wb.setText(card.querySelector("h2"), figure.layout.title.text);
     wb.setText(card.querySelector(".wb-hint"), figure.layout.meta.healthy);
     waiting.set(card, figure);
     redraw(card);
   };
 
-  const clear = () => {
-    waiting.clear();
-    for (const card of drawn.keys()) {
+  const clear = (page) => {
+    for (const card of cards(page.root)) {
+      waiting.delete(card);
+      if (!drawn.delete(card)) continue;
       window.Plotly.purge(card.querySelector(".plot"));
       card.querySelector(".plot").append(wb.make("p", "wb-wait", "Drawn as soon as there is something to draw."));
       card.querySelector(".wb-chips").replaceChildren();
       delete card.querySelector(".wb-chips").dataset.key;
     }
-    drawn.clear();
   };
 
   const bind = () => {
@@ -103,7 +104,7 @@ window.workbench.charts = (() => {
         if (entry.isIntersecting) redraw(entry.target);
       }
     }, { rootMargin: "300px" });
-    cards().forEach((card) => observer.observe(card));
+    cards(wb.root).forEach((card) => observer.observe(card));
     watchTheme();
   };
 

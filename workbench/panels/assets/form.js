@@ -1,25 +1,25 @@
 // The form of a new run: which fields show, what is sent, and where a refusal belongs. The fields themselves come from the server.
-window.workbench.form = (() => {
+window.workbench.form = (page) => {
   const wb = window.workbench;
 
   const values = () => Object.fromEntries(inputs().map((input) => [input.name, input.type === "checkbox" ? input.checked : input.value.trim()]));
 
   // Fields of an extension that is not chosen are hidden, and hidden fields are not sent.
   const follow = (menu) => {
-    for (const box of wb.slot("form").querySelectorAll(`[data-of="${menu.dataset.choice}"]`)) box.hidden = box.dataset.name !== menu.value;
+    for (const box of page.slot("form").querySelectorAll(`[data-of="${menu.dataset.choice}"]`)) box.hidden = box.dataset.name !== menu.value;
   };
   // A setting that matters only beside certain values of its neighbours shows only beside them, and elsewhere is not sent.
   const relevant = () => {
-    for (const field of wb.slot("form").querySelectorAll("[data-when]")) {
+    for (const field of page.slot("form").querySelectorAll("[data-when]")) {
       const group = field.dataset.field.replace(/[^.]+$/, "");
-      const holds = ([name, fitting]) => fitting.includes(wb.slot("form").querySelector(`[name="${group}${name}"]`).value);
+      const holds = ([name, fitting]) => fitting.includes(page.slot("form").querySelector(`[name="${group}${name}"]`).value);
       field.hidden = !Object.entries(JSON.parse(field.dataset.when)).every(holds);
     }
   };
 
   // Models and rewards that know nothing of the task's domain are not offered; those in use are put away with them.
   const fitting = () => {
-    const form = wb.slot("form"), about = form.querySelector('[name="task.name"]').selectedOptions[0].dataset.domain;
+    const form = page.slot("form"), about = form.querySelector('[name="task.name"]').selectedOptions[0].dataset.domain;
     const fits = (element) => !element.dataset.domain || element.dataset.domain === about;
     for (const line of form.querySelectorAll(".wb-line")) {
       line.hidden = !fits(line);
@@ -35,14 +35,14 @@ window.workbench.form = (() => {
   const explain = () => {
     clearTimeout(waiting);
     waiting = setTimeout(async () => {
-      const reply = await wb.ask("explain", values());
+      const reply = await page.ask("explain", values());
       refuse(reply.errors || []);
       if (reply.noise) tabulate(reply.noise);
     }, 300);
   };
   const tabulate = (steps) => {
-    const menu = wb.slot("form").querySelector('[data-choice="sampler"]');
-    let box = wb.slot("form").querySelector(".wb-noise");
+    const menu = page.slot("form").querySelector('[data-choice="sampler"]');
+    let box = page.slot("form").querySelector(".wb-noise");
     if (!box) {
       box = document.createElement("div");
       box.className = "wb-noise";
@@ -59,12 +59,12 @@ window.workbench.form = (() => {
     const value = input.type === "checkbox" ? String(input.checked) : input.value;
     if (field) field.classList.toggle("changed", input.dataset.initial !== undefined && input.dataset.initial !== value);
   };
-  const remember = () => wb.slot("form").querySelectorAll("[name]").forEach((input) => {
+  const remember = () => page.slot("form").querySelectorAll("[name]").forEach((input) => {
     input.dataset.initial = input.type === "checkbox" ? String(input.checked) : input.value;
   });
 
   // A refusal names a field as configuration files do: without the extension's name, and list entries by their place.
-  const inputs = () => [...wb.slot("form").querySelectorAll("[name]")].filter((input) => !input.closest(".wb-extension[hidden], .wb-field[hidden]"));
+  const inputs = () => [...page.slot("form").querySelectorAll("[name]")].filter((input) => !input.closest(".wb-extension[hidden], .wb-field[hidden]"));
   const keyOf = (input) => {
     const box = input.closest(".wb-extension"), list = input.closest(".wb-list");
     if (box) return input.name.replace(`${box.dataset.of}.${box.dataset.name}.`, `${box.dataset.of}.`);
@@ -75,8 +75,8 @@ window.workbench.form = (() => {
   };
 
   const refuse = (lines) => {
-    wb.complain("errors", lines);
-    for (const field of wb.slot("form").querySelectorAll(".wrong")) field.classList.remove("wrong");
+    wb.complain(page.slot("errors"), lines);
+    for (const field of page.slot("form").querySelectorAll(".wrong")) field.classList.remove("wrong");
     for (const line of lines) {
       const input = inputs().find((candidate) => keyOf(candidate) === line.split(/ = |: /)[0]);
       if (!input) continue;
@@ -87,53 +87,51 @@ window.workbench.form = (() => {
   };
 
   const open = (yes) => {
-    wb.show(wb.slot("new"), yes);
-    wb.root.querySelector('.wb-top [data-act="new"]').setAttribute("aria-expanded", String(yes));
-    if (yes) wb.slot("new").scrollIntoView({ block: "start", behavior: "smooth" });
-    if (yes && !wb.slot("form").querySelector(".wb-noise")) explain();
+    const box = page.slot("new"), opening = yes && box.hidden;
+    wb.show(box, yes);
+    if (opening) box.scrollIntoView({ block: "start", behavior: "smooth" });
+    if (opening && !page.slot("form").querySelector(".wb-noise")) explain();
   };
 
   const fill = async (asked) => {
-    const reply = await wb.ask("settings", asked);
-    if (reply.form) { wb.slot("form").innerHTML = reply.form; remember(); fitting(); relevant(); explain(); }
+    const reply = await page.ask("settings", asked);
+    if (reply.form) { page.slot("form").innerHTML = reply.form; remember(); fitting(); relevant(); explain(); }
     refuse(reply.errors || []);
   };
 
   const start = async (button) => {
     button.disabled = true;
-    const reply = await wb.ask("start", values());
+    const reply = await page.ask("start", values());
     button.disabled = false;
     refuse(reply.errors || []);
-    if (reply.run) { open(false); wb.choose(reply.run); window.scrollTo({ top: 0 }); } else open(true);
+    wb.go("train", reply.run ? { run: reply.run, new: "" } : { new: "yes" });
+    if (reply.run) window.scrollTo({ top: 0 });
   };
 
   const acts = {
-    new: () => open(wb.slot("new").hidden),
-    close: () => open(false),
+    close: () => wb.go("train", { new: "" }),
     start: (button) => start(button),
     "start-default": (button) => start(button),
-    reset: () => fill({ preset: wb.slot("preset").value }),
-    same: () => wb.run && fill({ run: wb.run }),
+    reset: () => fill({ preset: page.slot("preset").value }),
+    same: () => wb.address.get("run") && fill({ run: wb.address.get("run") }),
   };
 
-  const bind = () => {
-    remember();
-    fitting();
+  remember();
+  fitting();
+  relevant();
+  page.root.addEventListener("click", (event) => {
+    const button = event.target.closest("button[data-act]");
+    if (button && acts[button.dataset.act]) acts[button.dataset.act](button);
+  });
+  page.slot("preset").addEventListener("change", (event) => fill({ preset: event.target.value }));
+  page.slot("form").addEventListener("change", (event) => {
+    if (event.target.dataset.choice) follow(event.target);
+    mark(event.target);
+    if (event.target.name === "task.name") fitting();
     relevant();
-    wb.root.addEventListener("click", (event) => {
-      const button = event.target.closest("button[data-act]");
-      if (button && acts[button.dataset.act]) acts[button.dataset.act](button);
-    });
-    wb.slot("preset").addEventListener("change", (event) => fill({ preset: event.target.value }));
-    wb.slot("form").addEventListener("change", (event) => {
-      if (event.target.dataset.choice) follow(event.target);
-      mark(event.target);
-      if (event.target.name === "task.name") fitting();
-      relevant();
-      explain();
-    });
-    wb.slot("form").addEventListener("submit", (event) => { event.preventDefault(); start(wb.root.querySelector('[data-act="start"]')); });
-  };
+    explain();
+  });
+  page.slot("form").addEventListener("submit", (event) => { event.preventDefault(); start(page.root.querySelector('[data-act="start"]')); });
 
-  return { bind };
-})();
+  return { open, fill };
+};

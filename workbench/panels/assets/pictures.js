@@ -1,29 +1,7 @@
 // Images: groups sorted by reward, one image in detail, and the strip of before and now. Sheets are files; a tile is a background position.
-window.workbench.pictures = (() => {
-  const wb = window.workbench;
+window.workbench.pictures = (page) => {
+  const wb = window.workbench, { paint, ready } = wb.sprites;
   let shown = null, selected = null, loading = 0;
-
-  // Whole multiples keep pixel art crisp; large tiles are shown smaller instead.
-  const scaled = (tile, wanted) => tile[0] > wanted ? wanted / tile[0] : Math.max(1, Math.round(wanted / tile[0]));
-  const paint = (node, sheet, index, wanted) => {
-    const scale = scaled(sheet.tile, wanted), [width, height] = sheet.tile.map((side) => side * scale);
-    const rows = Math.ceil(sheet.count / sheet.columns);
-    const style = {
-      width: `${width}px`, height: `${height}px`,
-      backgroundImage: `url("${wb.fileUrl(sheet.path)}")`,
-      backgroundSize: `${sheet.columns * width}px ${rows * height}px`,
-      backgroundPosition: `${-(index % sheet.columns) * width}px ${-Math.floor(index / sheet.columns) * height}px`,
-      imageRendering: scale >= 1 ? "pixelated" : "auto",
-    };
-    for (const [name, value] of Object.entries(style)) if (node.style[name] !== value) node.style[name] = value;
-  };
-  // A sheet is decoded before it is shown, so that no blank frame comes between two iterations.
-  const ready = async (sheet) => {
-    if (!sheet) return;
-    const image = new Image();
-    image.src = wb.fileUrl(sheet.path);
-    await image.decode().catch(() => undefined);
-  };
 
   const sign = (image, quiet) => quiet ? "○" : image.advantage > 0 ? "▲" : image.advantage < 0 ? "▼" : "○";
   const signed = (value) => `${value > 0 ? "+" : value < 0 ? "−" : ""}${Math.abs(value) < 0.95 ? Math.abs(value).toFixed(2).slice(1) : Math.abs(value).toFixed(1)}`;
@@ -52,7 +30,7 @@ window.workbench.pictures = (() => {
   };
 
   const drawGroups = (data) => {
-    const box = wb.slot("rows");
+    const box = page.slot("rows");
     const rows = [...box.querySelectorAll(".wb-group")];
     if (!rows.length) box.replaceChildren();
     data.groups.forEach((group, place) => {
@@ -82,34 +60,23 @@ window.workbench.pictures = (() => {
     await ready(data.sheet);
     if (turn !== loading) return; // a later iteration overtook this one
     shown = data;
-    wb.setText(wb.slot("groups-at"), `at iteration ${data.iteration}`);
+    wb.setText(page.slot("groups-at"), `at iteration ${data.iteration}`);
     const share = `${data.quiet} of ${data.prompts} groups without gradient` + (data.sheet ? "" : "; the pictures of this iteration were thinned, its numbers remain");
-    wb.setText(wb.slot("groups-note"), share);
-    const time = wb.slot("time"), last = data.rows.length - 1;
+    wb.setText(page.slot("groups-note"), share);
+    const time = page.slot("time"), last = data.rows.length - 1;
     time.max = String(Math.max(0, last));
     const place = data.rows.findIndex(([, row]) => row === data.row);
-    if (document.activeElement !== time || !wb.at) time.value = String(place < 0 ? last : place);
+    if (document.activeElement !== time || !page.at) time.value = String(place < 0 ? last : place);
     time.setAttribute("aria-valuetext", `iteration ${data.iteration}`);
-    wb.setAttr(wb.root.querySelector('[data-act="live"]'), "aria-pressed", !wb.at);
+    wb.setAttr(page.root.querySelector('[data-act="live"]'), "aria-pressed", !page.at);
     drawGroups(data);
     if (!selected && data.groups.length && matchMedia("(min-width: 1100px)").matches) detail({ data, group: data.groups[0], image: data.groups[0].images[0], rank: 0 }, false);
-  };
-
-  const table = (caption, heads, lines) => {
-    const node = wb.make("table");
-    node.append(wb.make("caption", "", caption));
-    const row = (cells, tag) => { const tr = wb.make("tr"); tr.append(...cells.map((cell) => wb.make(tag, "", cell))); return tr; };
-    const top = wb.make("thead"), body = wb.make("tbody");
-    top.append(row(heads, "th"));
-    body.append(...lines.map((line) => row(line, "td")));
-    node.append(top, body);
-    return node;
   };
 
   const detail = (choice, byHand = true) => {
     selected = byHand ? choice : null;
     const { data, group, image, rank } = choice, way = direction(image, group.quiet);
-    const box = wb.slot("detail"), head = wb.make("div", "wb-head");
+    const box = page.slot("detail"), head = wb.make("div", "wb-head");
     const close = wb.make("button", "wb-button small wb-close", "Close");
     close.type = "button";
     close.addEventListener("click", () => box.classList.remove("open"));
@@ -124,8 +91,8 @@ window.workbench.pictures = (() => {
     fact("Reward", wb.number(image.reward, 4));
     fact("Advantage", group.quiet ? "none" : `${sign(image)} ${signed(image.advantage)}`, way);
     fact("Seed", String(image.seed), "seed");
-    const parts = table("Reward, part by part", ["part", "value"], Object.entries(image.parts).map(([name, value]) => [name.replaceAll("_", " "), wb.number(value, 4)]));
-    const steps = table("Stochastic steps that are trained", ["step", "log-probability", "noise std"],
+    const parts = wb.table("Reward, part by part", ["part", "value"], Object.entries(image.parts).map(([name, value]) => [name.replaceAll("_", " "), wb.number(value, 4)]));
+    const steps = wb.table("Stochastic steps that are trained", ["step", "log-probability", "noise std"],
       data.steps.map((step, i) => [String(step), image.log_probs[i] === undefined ? "–" : wb.number(image.log_probs[i], 4), wb.number(data.noise_std[i], 3)]));
     box.replaceChildren(head, picture, wb.make("p", "wb-quote", group.prompt), facts, parts, steps);
     if (shown) drawGroups(shown);
@@ -147,10 +114,10 @@ window.workbench.pictures = (() => {
   };
   const pairs = async (data) => {
     if (!data) return;
-    wb.show(wb.slot("pairs"), true);
+    wb.show(page.slot("pairs"), true);
     await Promise.all([ready(data.before.sheet), ready(data.now && data.now.sheet)]);
-    wb.setText(wb.slot("pairs-note"), data.now ? `iteration ${data.before.iteration} | iteration ${data.now.iteration}, same prompts and seeds` : "iteration 0; the next evaluation fills the right side");
-    const strip = wb.slot("strip"), count = data.before.sheet ? data.before.sheet.count : 0;
+    wb.setText(page.slot("pairs-note"), data.now ? `iteration ${data.before.iteration} | iteration ${data.now.iteration}, same prompts and seeds` : "iteration 0; the next evaluation fills the right side");
+    const strip = page.slot("strip"), count = data.before.sheet ? data.before.sheet.count : 0;
     if (strip.dataset.of !== (data.before.sheet ? data.before.sheet.path : "")) {
       strip.replaceChildren(...Array.from({ length: count }, (_, index) => pairNode(data, index)));
       strip.dataset.of = data.before.sheet ? data.before.sheet.path : "";
@@ -160,11 +127,11 @@ window.workbench.pictures = (() => {
   };
 
   const sheet = async (data) => {
-    wb.show(wb.slot("sampled"), Boolean(data && data.sheet));
+    wb.show(page.slot("sampled"), Boolean(data && data.sheet));
     if (!data || !data.sheet) return;
     await ready(data.sheet);
-    wb.setText(wb.slot("sampled-note"), `at iteration ${data.iteration}, averaged weights`);
-    wb.slot("sheet").replaceChildren(...Array.from({ length: data.sheet.count }, (_, index) => {
+    wb.setText(page.slot("sampled-note"), `at iteration ${data.iteration}, averaged weights`);
+    page.slot("sheet").replaceChildren(...Array.from({ length: data.sheet.count }, (_, index) => {
       const node = wb.make("figure", "wb-pair"), picture = wb.make("div", "pic");
       picture.setAttribute("role", "img");
       picture.setAttribute("aria-label", `${data.prompts[index]}, seed ${data.seeds[index]}`);
@@ -177,11 +144,11 @@ window.workbench.pictures = (() => {
   const clear = () => {
     loading++;
     selected = shown = null;
-    delete wb.slot("strip").dataset.of;
-    wb.slot("rows").replaceChildren(wb.make("p", "wb-wait", "The first groups appear as soon as they are scored."));
-    wb.slot("strip").replaceChildren(wb.make("p", "wb-wait", "The base's images appear after the first evaluation."));
-    wb.slot("detail").replaceChildren(wb.make("p", "wb-wait", "Choose an image of a group to see how it came about."));
-    wb.setText(wb.slot("groups-at"), "");
+    delete page.slot("strip").dataset.of;
+    page.slot("rows").replaceChildren(wb.make("p", "wb-wait", "The first groups appear as soon as they are scored."));
+    page.slot("strip").replaceChildren(wb.make("p", "wb-wait", "The base's images appear after the first evaluation."));
+    page.slot("detail").replaceChildren(wb.make("p", "wb-wait", "Choose an image of a group to see how it came about."));
+    wb.setText(page.slot("groups-at"), "");
   };
 
   // Arrow keys walk through the images of a group and from group to group.
@@ -189,22 +156,20 @@ window.workbench.pictures = (() => {
     const tile = event.target.closest(".wb-tile");
     const step = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] }[event.key];
     if (!tile || !step) return;
-    const lines = [...wb.slot("rows").querySelectorAll(".wb-tiles")].map((line) => [...line.children]);
+    const lines = [...page.slot("rows").querySelectorAll(".wb-tiles")].map((line) => [...line.children]);
     const row = lines.findIndex((line) => line.includes(tile));
     const next = (lines[row + step[0]] || [])[lines[row].indexOf(tile) + step[1]];
     if (next) { event.preventDefault(); next.focus(); }
   };
 
-  const bind = () => {
-    const box = wb.slot("rows");
-    box.addEventListener("click", (event) => { const tile = event.target.closest(".wb-tile"); if (tile) detail(tile.details); });
-    box.addEventListener("keydown", walk);
-    wb.slot("time").addEventListener("input", (event) => {
-      const place = Number(event.target.value), rows = shown ? shown.rows : [];
-      wb.at = place >= rows.length - 1 ? 0 : rows[place][1];
-      wb.setText(wb.slot("groups-at"), rows[place] ? `at iteration ${rows[place][0]}` : "");
-    });
-  };
+  const box = page.slot("rows");
+  box.addEventListener("click", (event) => { const tile = event.target.closest(".wb-tile"); if (tile) detail(tile.details); });
+  box.addEventListener("keydown", walk);
+  page.slot("time").addEventListener("input", (event) => {
+    const place = Number(event.target.value), rows = shown ? shown.rows : [];
+    page.at = place >= rows.length - 1 ? 0 : rows[place][1];
+    wb.setText(page.slot("groups-at"), rows[place] ? `at iteration ${rows[place][0]}` : "");
+  });
 
-  return { bind, groups, pairs, sheet, clear };
-})();
+  return { groups, pairs, sheet, clear };
+};

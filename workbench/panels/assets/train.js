@@ -1,0 +1,105 @@
+// The page of a run: what it is told is put in its place. Pictures and the form have files of their own.
+window.workbench.page("train", (page) => {
+  const wb = window.workbench;
+  page.at = 0; // row of the rollouts that are shown; 0 follows the run
+  const pictures = wb.pictures(page), form = wb.form(page);
+  let shown = null;
+
+  const parts = {
+    run(id) {
+      if (wb.address.get("run") !== id) wb.address.set({ run: id });
+    },
+    status(status) {
+      const badge = page.slot("badge");
+      const waiting = status.status === "running" && status.wanted === "pause" ? "pausing" : status.status === "running" && status.wanted === "stop" ? "stopping" : status.status;
+      wb.setText(badge, `${wb.marks[status.status] || ""} ${waiting}`);
+      wb.setAttr(badge, "data-status", status.status);
+      wb.setText(page.slot("title"), status.title);
+      document.title = `${status.iterations && status.status === "running" ? Math.floor(100 * status.iteration / status.iterations) + " % · " : ""}${status.title} · Flow-Map Workbench`;
+      const share = status.iterations ? Math.min(100, 100 * status.iteration / status.iterations) : 0;
+      const bar = page.slot("progress");
+      wb.setAttr(bar, "aria-valuenow", Math.round(share));
+      wb.setAttr(bar, "data-status", status.status);
+      bar.firstElementChild.style.transform = `scaleX(${share / 100})`;
+      const facts = {
+        iteration: status.iterations ? `${status.iteration} of ${status.iterations}` : String(status.iteration),
+        left: status.status === "running" ? wb.duration(status.left) : "–",
+        elapsed: wb.duration(status.seconds),
+        speed: wb.number(status.speed, 4),
+        checkpoint: status.checkpoint === null ? "none yet" : `iteration ${status.checkpoint}`,
+        origin: status.origin,
+      };
+      for (const [name, text] of Object.entries(facts)) wb.setText(page.root.querySelector(`[data-fact="${name}"]`), text);
+      for (const button of page.root.querySelectorAll("[data-wish]")) {
+        const may = status.may.includes(button.dataset.wish);
+        button.disabled = !may;
+        if (["pause", "resume"].includes(button.dataset.wish)) wb.show(button, button.dataset.wish === "resume" ? status.may.includes("resume") : !status.may.includes("resume"));
+      }
+      wb.show(page.slot("grouped"), status.kind === "train");
+      wb.show(page.slot("pairs"), status.kind === "train" || Boolean(page.held.pairs));
+      wb.setText(page.slot("sampled").querySelector("h2"), status.kind === "train" ? "Sampled on request" : "Samples");
+      for (const card of page.root.querySelectorAll("[data-chart]")) wb.show(card, status.charts.includes(card.dataset.chart));
+    },
+    verdicts(verdicts) {
+      const box = page.slot("verdicts");
+      const key = JSON.stringify(verdicts);
+      if (box.dataset.key === key) return;
+      box.dataset.key = key;
+      box.replaceChildren(...verdicts.map((verdict) => {
+        const card = wb.make("div", `wb-verdict ${verdict.level}`);
+        card.append(wb.make("b", "", `${{ green: "✓", amber: "!", red: "✕" }[verdict.level]} ${verdict.title}`), wb.make("p", "", verdict.sentence));
+        if (verdict.remedy) card.append(wb.make("p", "remedy", `What to do: ${verdict.remedy}`));
+        return card;
+      }));
+    },
+    checks(checks) {
+      wb.show(page.slot("checks"), checks.length > 0);
+      page.slot("check-grid").replaceChildren(...checks.map((check) => {
+        const card = wb.make("div", `wb-check ${check.level}`);
+        card.append(wb.make("b", "", `${{ green: "✓ good", amber: "! mind", red: "✕ stop" }[check.level]}`), wb.make("span", "", check.name.replaceAll("_", " ")), wb.make("p", "", check.sentence));
+        return card;
+      }));
+    },
+    groups: (groups) => pictures.groups(groups),
+    pairs: (pairs) => pictures.pairs(pairs),
+    sampled: (sheet) => pictures.sheet(sheet),
+    config: (config) => wb.setText(page.slot("config"), JSON.stringify(config, null, 2)),
+  };
+
+  // Another run, or another page before: what is shown belongs to the run in the address.
+  const open = () => {
+    form.open(Boolean(wb.address.get("new")));
+    const run = wb.address.get("run");
+    if (run === shown) return;
+    shown = run;
+    page.at = 0;
+    page.forget();
+    wb.charts.clear(page);
+    pictures.clear();
+    wb.show(page.slot("problem"), false);
+    wb.show(page.slot("refused"), false);
+  };
+  const told = () => {
+    if (!shown) shown = wb.address.get("run");
+    const any = Boolean(page.held.status) && !page.held.problem;
+    wb.show(page.slot("hero"), !any && !page.held.problem);
+    wb.show(page.slot("run"), any);
+    wb.setAttr(page.root, "data-state", any ? "run" : "empty");
+  };
+
+  page.root.addEventListener("click", async (event) => {
+    const button = event.target.closest("button");
+    if (!button) return;
+    if (button.dataset.wish) {
+      button.disabled = true; // the next tick says what is possible now
+      page.forget("status");
+      const reply = await page.ask("control", { run: wb.address.get("run"), wish: button.dataset.wish });
+      wb.complain(page.slot("refused"), reply.errors || []);
+    } else if (button.dataset.act === "live") {
+      page.at = 0;
+      page.forget("groups");
+    }
+  });
+
+  return { parts, open, told, asks: () => ({ at: page.at }) };
+});
