@@ -72,6 +72,7 @@ LAYERS = (
         "tables",
         "exact_json",
         "processes",
+        "policies",
         "notebooks",
     },
     {"figures", "studio"},

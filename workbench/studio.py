@@ -2,15 +2,18 @@
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from workbench.config import RunConfig, parse_config
 from workbench.events import CheckpointReady, Controls, Event
 from workbench.history import History, Recorded
 from workbench.jobs import Job, Worker
+from workbench.policies import Policies
 from workbench.store import Run, Store
+
+T = TypeVar("T")
 
 WATCHED = 16
 """Most runs whose history is kept in memory; others are read again from the store."""
@@ -34,6 +37,7 @@ class Studio:
     def __init__(self, store: Store, worker: Worker) -> None:
         self.store = store
         self.worker = worker
+        self.policies = Policies(store)  # for the worker's thread alone: see `on_device`
         self.image_folders: list[str] = []  # of the runs that were looked at; all that the server may hand out
         self._histories: OrderedDict[str, History] = OrderedDict()
 
@@ -63,6 +67,18 @@ class Studio:
         """The rollouts recorded in one row."""
         found = self.store.events(run, after=row - 1, kinds=("GroupsScored",), limit=1)
         return Recorded(found[0].id, found[0].iteration, found[0].data) if found and found[0].id == row else None
+
+    def on_device(self, work: Callable[[], T], seconds: float = 60.0) -> T:
+        """Do some work on the worker's thread, between two events of the runs that it drives; wait for its result.
+
+        Raises: ValueError: if it takes too long, or what `work` raises.
+        """
+        future = self.worker.call(work)
+        try:
+            return future.result(seconds)
+        except TimeoutError:
+            future.cancel()
+            raise ValueError(f"the device was busy for {seconds:.0f} s; ask for less, or pause what is running") from None
 
     def start(self, config: RunConfig, origin: str = "app") -> str:
         """Begin a run in this process; returns its id."""

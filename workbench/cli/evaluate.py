@@ -16,13 +16,14 @@ from workbench.cli.options import (
     StoreUrl,
     bad_arguments,
     open_store,
+    read_changes,
     read_numbers,
 )
-from workbench.cli.policies import Chosen, choose
 from workbench.cli.screen import Screen, show, show_json
 
 if TYPE_CHECKING:
     from workbench.events import Evaluated, Measure
+    from workbench.policies import Chosen
 
 
 def evaluate(
@@ -40,9 +41,11 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure rewards, fidelity, diversity and distance to the base on held-out prompts, with 95 % confidence intervals."""
+    from workbench.policies import choose
+
     with bad_arguments():
         counts = read_numbers("--steps", steps)
-        chosen = choose(None if run is None else open_store(runs, store), run, preset, changes, checkpoint)
+        chosen = choose(None if run is None else open_store(runs, store), run, preset, read_changes(changes), checkpoint)
     result = evaluate_policy(chosen, counts, images, seed)
     if as_json:
         found = {"run": chosen.run, "iteration": chosen.iteration, "images": result.images}
@@ -55,7 +58,7 @@ def evaluate(
             show(_table({"": result.breakdown}))
 
 
-def evaluate_policy(chosen: Chosen, counts: tuple[int, ...], images: int | None, seed: int | None) -> "Evaluated":
+def evaluate_policy(chosen: "Chosen", counts: tuple[int, ...], images: int | None, seed: int | None) -> "Evaluated":
     """One evaluation exactly as a run makes it, with other numbers of steps, images and noise where they are given."""
     from accelerate import Accelerator
 

@@ -5,8 +5,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from workbench.cli.options import Changes, Checkpoint, Json, Policy, Preset, Runs, StoreUrl, bad_arguments, open_store
-from workbench.cli.policies import choose
+from workbench.cli.options import (
+    Changes,
+    Checkpoint,
+    Json,
+    Policy,
+    Preset,
+    Runs,
+    StoreUrl,
+    bad_arguments,
+    open_store,
+    read_changes,
+)
 from workbench.cli.screen import say, show, show_json
 
 if TYPE_CHECKING:
@@ -40,11 +50,12 @@ def sample(
     from workbench import __version__
     from workbench.evaluate import generate
     from workbench.exact_json import to_json
+    from workbench.policies import choose
 
     with bad_arguments():
         if out.suffix.lower() != ".png":
             raise ValueError(f"--out must end in .png, which can say how it was made; got {str(out)!r}")
-        chosen = choose(None if run is None else open_store(runs, store), run, preset, changes, checkpoint)
+        chosen = choose(None if run is None else open_store(runs, store), run, preset, read_changes(changes), checkpoint)
         kernel, steps = choose_sampler(sampler, chosen.config.model), steps or chosen.config.sampling_steps
         for text in prompt:
             chosen.config.task.check(text)

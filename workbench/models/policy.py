@@ -60,9 +60,11 @@ class Policy:
                 self.generator.network = network
 
     @torch.no_grad()
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
+    def load(self, tensors: Mapping[str, Tensor], scale: float = 1.0) -> None:
         """Set the trained parameters.
 
+        Args:
+            scale: of their difference to the reference: 0 is the reference, 1 what `tensors` say.
         Raises: ValueError: if the tensors are not this policy's, naming the first that differs.
         """
         for name in sorted(self.parameters.keys() ^ tensors.keys()):
@@ -77,6 +79,14 @@ class Policy:
                     f"expected {list(parameter.shape)}"
                 )
             parameter.copy_(tensors[name])
+        if scale == 1.0:
+            return
+        reference = dict(self._frozen.named_parameters()) if self._frozen is not None else {}
+        for name, parameter in self.parameters.items():
+            if name in reference:
+                parameter.copy_(torch.lerp(reference[name].float(), parameter.float(), scale))
+            elif "lora_B" in name:  # the adapter's output is linear in it
+                parameter.mul_(scale)
 
 
 def _with_adapters(network: nn.Module, model: Model, rank: int, alpha: float, seed: int) -> nn.Module:

@@ -1,0 +1,72 @@
+"""Policies in use: one network for many checkpoints, and how much of what was learned is applied."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from toy_run import toy_config
+
+from workbench.config import RunConfig
+from workbench.evaluate import load_policy, stream_images
+from workbench.events import CheckpointReady, Started
+from workbench.policies import Policies
+from workbench.rollout import drain
+from workbench.store import Store
+
+TIMES = (1.0, 0.5, 0.0)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(tmp_path / "runs")
+    yield store
+    store.close()
+
+
+def tuned(store: Store, adapter: Literal["full", "lora"], iterations: tuple[int, ...] = (3,)) -> tuple[str, RunConfig]:
+    """A run whose checkpoints differ from the base."""
+    config = toy_config(5, **{"adapter.kind": adapter})
+    run = store.create("train", config.model_dump(mode="json"), title="tuned", origin="test")
+    store.record(run, Started(0, {}))
+    policy = load_policy(config)
+    generator = torch.Generator().manual_seed(1)
+    for iteration in iterations:
+        ema = {name: p.detach() + 0.01 * torch.randn(p.shape, generator=generator) for name, p in policy.parameters.items()}
+        store.record(run, CheckpointReady(iteration, {"policy": ema, "ema": ema}, {"iteration": iteration}))
+    return run, config
+
+
+def images(policies: Policies, run: str, iteration: int | None, scale: float = 1.0) -> torch.Tensor:
+    with policies.generator(policies.choose(run, iteration=iteration), scale) as generator:
+        return drain(stream_images(generator, ["a red circle"] * 2, [1, 2], times=TIMES))
+
+
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+def test_scale_leads_from_the_base_to_the_tuned_policy(store: Store, adapter: Literal["full", "lora"]) -> None:
+    run, config = tuned(store, adapter)
+    policies = Policies(store)
+    alone = load_policy(config, store.load_checkpoint(run))
+    expected = drain(stream_images(alone.generator, ["a red circle"] * 2, [1, 2], times=TIMES))
+    assert torch.equal(images(policies, run, 3), expected)
+    base = images(policies, run, 0)
+    assert torch.allclose(images(policies, run, 3, 0.0), base, atol=1e-6)
+    half = (images(policies, run, 3, 0.5) - base).abs().mean()
+    assert 0 < half < (expected - base).abs().mean()
+    assert torch.equal(images(policies, run, 3), expected)  # a scale leaves nothing behind
+
+
+def test_checkpoints_of_one_model_share_its_network(store: Store) -> None:
+    run, _ = tuned(store, "full", (1, 2))
+    policies = Policies(store)
+    first, second = images(policies, run, 1), images(policies, run, 2)
+    assert not torch.equal(first, second)
+    assert torch.equal(images(policies, run, None), second)
+    assert len(policies._networks) == 1
+
+
+def test_a_checkpoint_that_does_not_exist_is_refused_by_name(store: Store) -> None:
+    run, _ = tuned(store, "full")
+    with pytest.raises(ValueError, match="7"):
+        Policies(store).choose(run, iteration=7)

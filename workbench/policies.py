@@ -1,0 +1,140 @@
+"""Which policy is meant: that of a run's checkpoint, or the base of a preset; and those in use, kept in memory."""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from workbench.config import RunConfig, configure, parse_config
+from workbench.events import CheckpointReady
+from workbench.store import Store
+
+if TYPE_CHECKING:
+    from workbench.contracts import Generator
+    from workbench.models.policy import Policy
+
+NETWORKS, CHECKPOINTS = 2, 16
+"""Most networks, and most checkpoints' averaged weights, that are kept in memory."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A configuration with the checkpoint that its policy comes from; without one it is the base."""
+
+    config: RunConfig
+    run: str | None
+    checkpoint: CheckpointReady | None
+
+    @property
+    def iteration(self) -> int:
+        return 0 if self.checkpoint is None else self.checkpoint.iteration
+
+    @property
+    def title(self) -> str:
+        """For people: the run and how far it had come, or the base."""
+        return f"run {self.run} after {self.iteration} iterations" if self.run else f"the base model {self.config.model.name!r}"
+
+    def load(self) -> "Policy":
+        """The policy, in memory of its own."""
+        import torch
+
+        from workbench.evaluate import load_policy
+
+        if self.config.compute.threads:
+            torch.set_num_threads(self.config.compute.threads)
+        return load_policy(self.config, self.checkpoint, choose_device(self.config.compute.device))
+
+
+def choose(
+    store: Store | None,
+    run: str | None,
+    preset: str = "shapes",
+    changes: Mapping[str, Any] | None = None,
+    iteration: int | None = None,
+) -> Chosen:
+    """The policy of a run's checkpoint (the last without `iteration`, the base at 0), or the base of a changed preset.
+
+    Raises:
+        ValueError: if they name nothing, or contradict each other.
+        CheckpointError: if the run's checkpoint is missing or damaged.
+    """
+    if run is None:
+        if iteration is not None:
+            raise ValueError("--checkpoint needs the run that it belongs to: add --run RUN")
+        return Chosen(configure(preset, changes or {}), None, None)
+    if changes:
+        raise ValueError("--run has its own settings; leave out --set")
+    assert store is not None
+    found = store.run(run)
+    if found.kind != "train":
+        weights = store.folder(found.id) / "shapes.safetensors"
+        raise ValueError(f"run {found.id} is of kind {found.kind!r}; use its weights with: --set model.weights={weights}")
+    checkpoint = None if iteration == 0 else store.load_checkpoint(found.id, iteration)
+    return Chosen(parse_config(found.config), found.id, checkpoint)
+
+
+def choose_device(wanted: str) -> str:
+    """`auto` takes an accelerator where there is one."""
+    import torch
+
+    if wanted != "auto":
+        return wanted
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+class Policies:
+    """Policies in use, for one thread.
+
+    Runs of one model share its network, and their weights are exchanged, so that many checkpoints cost little.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._networks: OrderedDict[str, Policy] = OrderedDict()
+        self._checkpoints: OrderedDict[tuple[str, int], Chosen] = OrderedDict()
+
+    def choose(self, run: str | None, preset: str = "shapes", iteration: int | None = None) -> Chosen:
+        """As `choose`, from memory where a checkpoint has been read before."""
+        if run is None or iteration == 0:
+            return choose(self._store, run, preset, None, iteration)
+        if iteration is None:
+            iteration = max(self._store.checkpoints(self._store.run(run).id), default=None)
+        key = (run, -1 if iteration is None else iteration)
+        if key not in self._checkpoints:
+            self._checkpoints[key] = choose(self._store, run, preset, None, iteration)
+        return _newest(self._checkpoints, key, CHECKPOINTS)
+
+    @contextmanager
+    def generator(self, chosen: Chosen, scale: float = 1.0) -> "Iterator[Generator]":
+        """The generator with the averaged weights of the checkpoint, without gradients; valid inside.
+
+        Args:
+            scale: of what was learned: 0 is the base, 1 the tuned policy.
+        """
+        import torch
+
+        from workbench.evaluate import load_policy
+
+        config = chosen.config
+        key = config.model.model_dump_json() + config.adapter.model_dump_json()
+        if key not in self._networks:
+            self._networks[key] = load_policy(config, None, choose_device(config.compute.device))
+        policy = _newest(self._networks, key, NETWORKS)
+        with torch.no_grad():
+            if chosen.checkpoint is None:
+                with policy.reference() as base:
+                    yield base
+                return
+            policy.load(chosen.checkpoint.tensors["ema"], scale)
+            yield policy.generator
+
+
+def _newest(kept: OrderedDict[Any, Any], key: Any, most: int) -> Any:
+    """The entry of this key, which is now the newest; the oldest beyond `most` are let go."""
+    kept.move_to_end(key)
+    while len(kept) > most:
+        kept.popitem(last=False)
+    return kept[key]
