@@ -1,5 +1,7 @@
 """Sprite sheets: many small images in one lossless file, written once; and which of them to keep."""
 
+import base64
+import io
 import os
 import secrets
 from collections.abc import Sequence
@@ -27,6 +29,33 @@ def write_sprite(folder: Path, stem: str, images: Tensor, columns: int, largest_
     layout: dict[str, Any] = {"sprite": None, "tile": [width, height], "columns": columns, "count": count}
     if not count:
         return layout
+    sheet, tile = _laid_out(images, columns, largest_tile)
+    name = f"{stem}-{secrets.token_hex(4)}.webp"  # unique, so that a browser may keep it for ever
+    hidden = folder / f".{name}"
+    try:
+        sheet.save(hidden, "WEBP", lossless=True, quality=0, method=0)  # the quickest; slower settings save a few per cent
+        os.replace(hidden, folder / name)
+    finally:
+        hidden.unlink(missing_ok=True)
+    return layout | {"sprite": name, "tile": tile}
+
+
+def data_sheet(images: Tensor, columns: int, largest_tile: int | None = None) -> dict[str, Any]:
+    """As `write_sprite`, but as a data URL that travels inside an answer: {"data", "tile", "columns", "count"}.
+
+    Args:
+        images: [n, 3, H, W], uint8, n at least 1.
+    """
+    sheet, tile = _laid_out(images, columns, largest_tile)
+    content = io.BytesIO()
+    sheet.save(content, "WEBP", lossless=True, quality=0, method=0)
+    data = "data:image/webp;base64," + base64.b64encode(content.getvalue()).decode()
+    return {"data": data, "tile": tile, "columns": columns, "count": len(images)}
+
+
+def _laid_out(images: Tensor, columns: int, largest_tile: int | None) -> tuple[Image.Image, list[int]]:
+    """Images [n, 3, H, W], uint8, in rows, and the size of a tile: [width, height]."""
+    count, _, height, width = images.shape
     rows = -(-count // columns)
     limit = min(largest_tile or _LARGEST_SIDE, _LARGEST_SIDE // max(rows, columns))
     tile = [max(1, round(side * min(1.0, limit / max(width, height)))) for side in (width, height)]
@@ -36,15 +65,7 @@ def write_sprite(folder: Path, stem: str, images: Tensor, columns: int, largest_
         tiles = np.stack([np.asarray(image) for image in small])
     filled = np.concatenate([tiles, np.zeros((rows * columns - count, *tiles.shape[1:]), np.uint8)])
     in_rows = filled.reshape(rows, columns, tile[1], tile[0], 3).swapaxes(1, 2)
-    sheet = Image.fromarray(in_rows.reshape(rows * tile[1], columns * tile[0], 3))
-    name = f"{stem}-{secrets.token_hex(4)}.webp"  # unique, so that a browser may keep it for ever
-    hidden = folder / f".{name}"
-    try:
-        sheet.save(hidden, "WEBP", lossless=True, quality=0, method=0)  # the quickest; slower settings save a few per cent
-        os.replace(hidden, folder / name)
-    finally:
-        hidden.unlink(missing_ok=True)
-    return layout | {"sprite": name, "tile": tile}
+    return Image.fromarray(in_rows.reshape(rows * tile[1], columns * tile[0], 3)), tile
 
 
 def choose_to_drop(iterations: Sequence[int], kept: int) -> list[int]:
