@@ -1,7 +1,7 @@
 """A run's whole configuration as one frozen object, and the presets that people start from."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -16,6 +16,8 @@ from workbench.rewards import REWARDS
 from workbench.rules import check_domain, check_maps, check_noise, check_rollout
 from workbench.samplers import SAMPLERS
 from workbench.tasks import TASKS
+
+M = TypeVar("M", bound=BaseModel)
 
 
 def _choice(registry: Mapping[str, type[Extension]]) -> Any:
@@ -373,12 +375,17 @@ def configure(preset: str = "shapes", changes: Mapping[str, Any] | None = None) 
 
 def parse_config(values: Mapping[str, Any]) -> RunConfig:
     """A validated configuration from its JSON form; errors are one line for each mistake."""
+    return validated(RunConfig, values)
+
+
+def validated(model: type[M], values: Mapping[str, Any]) -> M:
+    """Any settings from their JSON form. Raises: ValueError: one line for each mistake, in the words of every form."""
     try:
-        return RunConfig.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
         items = error.errors()
         causes = [item for item in items if item["type"] != "too_short" or len(items) == 1]  # else it counts what else is wrong
-        raise ValueError("\n".join(_explain(item) for item in causes)) from None
+        raise ValueError("\n".join(_explain(item, model) for item in causes)) from None
 
 
 _EXTENSIONS: dict[str, Mapping[str, type[Extension]]] = {
@@ -446,12 +453,12 @@ def _set_reward(values: dict[str, Any], field: str, name: str, value: Any) -> No
     )
 
 
-def _explain(item: Any) -> str:
+def _explain(item: Any, model: type[BaseModel]) -> str:
     """pydantic's error as one line: key, value, rule, and the choices where a name is wrong."""
     where = ".".join(_without_tags(item["loc"]))
     rule = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
-        return f"unknown setting {where!r}; choose from: {', '.join(_fields_beside(item['loc']))}"
+        return f"unknown setting {where!r}; choose from: {', '.join(_fields_beside(item['loc'], model))}"
     if item["type"] == "union_tag_invalid":
         choices = item["ctx"]["expected_tags"].replace("'", "")
         return f"{where}.name: unknown {where.split('.')[-1]} {item['ctx']['tag']!r}; choose from: {choices}"
@@ -468,9 +475,9 @@ def _without_tags(loc: Sequence[int | str]) -> list[str]:
     return [str(part) for i, part in enumerate(loc) if not (i and loc[i - 1] in named and part in _MEMBERS)]
 
 
-def _fields_beside(loc: Sequence[int | str]) -> list[str]:
+def _fields_beside(loc: Sequence[int | str], model: type[BaseModel]) -> list[str]:
     """What could have been written where an unknown setting stands."""
-    kind: Any = RunConfig
+    kind: Any = model
     for part in loc[:-1]:
         if isinstance(part, int):
             kind = EvalReward if loc[0] == "eval_rewards" else WeightedReward

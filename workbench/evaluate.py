@@ -129,15 +129,25 @@ def measure(
     if base is not None:
         per_image["distance_to_base"] = (small - thumbnails(base)).square().mean((1, 2, 3)).sqrt()
     groups = {name: value.double().view(-1, sample.group_size).mean(1) for name, value in per_image.items()}
-    flat = small.flatten(1).view(-1, sample.group_size, small[0].numel())
-    exact = "donot_use_mm_for_euclid_dist"  # the shortcut through products cancels, and an image would differ from itself
-    pairs = torch.cdist(flat, flat, compute_mode=exact) / flat.shape[-1] ** 0.5
-    groups["diversity"] = pairs.sum((1, 2)).double() / (sample.group_size * (sample.group_size - 1))
+    groups["diversity"] = group_diversity(small, sample.group_size)
     layouts = task.layouts(images)
     if layouts is not None:
         size = sample.group_size
         groups["layouts"] = torch.tensor([len(set(layouts[i : i + size])) / size for i in range(0, len(layouts), size)])
     return {name: interval(value) for name, value in groups.items()}
+
+
+def group_diversity(images: Tensor, group_size: int) -> Tensor:
+    """Mean distance of two images of a group, root mean square over pixels.
+
+    Args:
+        images: [groups * group_size, 3, H, W] in [0, 1], groups contiguous, at least 2 in each; thumbnails where they are large.
+    Returns: [groups], float64.
+    """
+    flat = images.flatten(1).view(-1, group_size, images[0].numel())
+    exact = "donot_use_mm_for_euclid_dist"  # the shortcut through products cancels, and an image would differ from itself
+    pairs = torch.cdist(flat, flat, compute_mode=exact) / flat.shape[-1] ** 0.5
+    return pairs.sum((1, 2)).double() / (group_size * (group_size - 1))
 
 
 def breakdown(values: Tensor, sample: HeldOut, task: Task) -> dict[str, Measure]:

@@ -80,10 +80,14 @@ class StepNoise:
 
 def noise_of_steps(config: RunConfig) -> list[StepNoise]:
     """The noise of every step of the rollout's grid but the last, whichever of them an iteration makes stochastic."""
-    stds = kernel_stds(config.sampler, config.model.kind, config.times)
+    return kernel_noise(config.sampler, config.model.kind, config.times)
+
+
+def kernel_noise(sampler: Sampler, kind: FlowMapKind, times: Sequence[float]) -> list[StepNoise]:
+    """The noise that a kernel draws at every step of a grid but the last."""
     return [
         StepNoise(t, s, std, noise_share(std, s), noise_rate(std, t, s))
-        for std, (t, s) in zip(stds, pairwise(config.times[:-1]), strict=True)
+        for std, (t, s) in zip(kernel_stds(sampler, kind, times), pairwise(times[:-1]), strict=True)
     ]
 
 
