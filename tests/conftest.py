@@ -9,6 +9,8 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import pytest
 
+pytest_plugins = ["serving_page"]
+
 CHROMIUM_FLAGS = [
     "--headless",
     "--no-sandbox",
