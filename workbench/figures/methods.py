@@ -25,7 +25,7 @@ def gain_by_evaluations(suite: Mapping[str, Any], methods: Sequence[str] = ()) -
     main, steps = suite["main"], str(suite["sampling_steps"])
     start = suite["base"][steps][main]["value"]
     chart = figure(f"Held-out {main}", ON_THE_WAY, x="network evaluations", y=main, height=440)
-    chart.update_layout(showlegend=True)
+    chart.update_layout(showlegend=True, margin_t=44)  # a notebook shows the title
     for i, (name, found) in enumerate((name, suite["methods"][name]) for name in methods or suite["methods"]):
         points = [entry for label, entry in found.items() if label not in ("failed", "equal seconds")]
         points.sort(key=lambda entry: entry["evaluations"])
@@ -59,7 +59,7 @@ def methods_at_the_end(suite: Mapping[str, Any], metric: str = "", label: str = 
     found = {name: entry[label]["steps"][steps][metric] for name, entry in suite["methods"].items() if label in entry}
     order = sorted(found, key=lambda name: found[name]["value"])
     chart = figure(f"Held-out {metric} {LABELS[label]}", AT_THE_END, x=metric, height=90 + 26 * len(order))
-    chart.update_layout(hovermode="closest")
+    chart.update_layout(hovermode="closest", margin_t=44)
     chart.update_xaxes(rangemode="normal")
     chart.add_vline(x=suite["base"][steps][metric]["value"], line={"color": QUIET, "width": 1.4, "dash": "dash"})
     chart.add_scatter(
