@@ -24,10 +24,10 @@ def reward_curve(history: History, config: Mapping[str, Any]) -> go.Figure:
     chart.update_layout(showlegend=True)
     raw_and_smooth(chart, history.metric("reward"), "training", TRAIN)
     _held_out(chart, held_out_reward(history, config), "held-out", HELD_OUT, visible=True)
-    for name, colour in zip(reward_names(config), (SERIES[3], SERIES[1], SERIES[4], SERIES[5]), strict=False):
+    for name, colour in zip(reward_names(config), (SERIES[4], SERIES[5], SERIES[1], SERIES[3]), strict=False):
         _held_out(chart, history.measure(rollout_steps(config), name), name.replace("_", " "), colour, visible="legendonly")
-    for name, colour in zip(judges(config), (SERIES[2], SERIES[1], SERIES[5], SERIES[4]), strict=False):
-        _held_out(chart, history.measure(rollout_steps(config), name), f"judge: {name.replace('_', ' ')}", colour, visible=True)
+    for name, colour in zip(judges(config), (SERIES[3], SERIES[1], SERIES[5], SERIES[4]), strict=False):
+        _held_out(chart, history.measure(rollout_steps(config), name), f"judge: {name.replace('_', ' ')}", colour, visible=True, dash="dot")
     return chart
 
 
@@ -36,7 +36,9 @@ def reward_names(config: Mapping[str, Any]) -> list[str]:
     return [weighted["reward"]["name"] for weighted in config.get("rewards", ())]
 
 
-def _held_out(chart: go.Figure, points: Points, label: str, colour: str, *, visible: bool | str) -> None:
+def _held_out(
+    chart: go.Figure, points: Points, label: str, colour: str, *, visible: bool | str, dash: str = "solid"
+) -> None:
     """A line through the evaluations with its confidence band; one legend entry switches both."""
     if not points:
         return
@@ -60,7 +62,7 @@ def _held_out(chart: go.Figure, points: Points, label: str, colour: str, *, visi
         mode="lines+markers",
         name=label,
         legendgroup=label,
-        line={"color": colour, "width": 2},
+        line={"color": colour, "width": 2, "dash": dash},
         marker={"size": 7},
         visible=visible,
         hovertemplate="%{y:.4g}<extra>" + label + "</extra>",
