@@ -1,14 +1,15 @@
-"""Sprite sheets: many small images in one lossless file, written once; and which of them to keep."""
+"""Sprite sheets: many small images in one lossless file, written once and read back; and which of them to keep."""
 
 import base64
 import io
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -51,6 +52,26 @@ def data_sheet(images: Tensor, columns: int, largest_tile: int | None = None) ->
     sheet.save(content, "WEBP", lossless=True, quality=0, method=0)
     data = "data:image/webp;base64," + base64.b64encode(content.getvalue()).decode()
     return {"data": data, "tile": tile, "columns": columns, "count": len(images)}
+
+
+def read_sprite(path: Path, layout: Mapping[str, Any]) -> Tensor:
+    """The images of a sheet, uint8 [n, 3, H, W], as they were written.
+
+    Args:
+        layout: as `write_sprite` returned it.
+    Raises: ValueError: if the file is missing, is no picture, or is smaller than the layout says.
+    """
+    (width, height), columns, count = layout["tile"], layout["columns"], layout["count"]
+    rows = -(-count // columns)
+    try:
+        with Image.open(path) as sheet:
+            pixels = np.asarray(sheet.convert("RGB"))
+    except OSError as error:
+        raise ValueError(f"the pictures in {path} cannot be read: {error}") from error
+    if pixels.shape != (rows * height, columns * width, 3):
+        raise ValueError(f"{path} has {pixels.shape[1]} x {pixels.shape[0]} pixels, not {columns * width} x {rows * height}")
+    tiles = pixels.reshape(rows, height, columns, width, 3).swapaxes(1, 2).reshape(-1, height, width, 3)
+    return torch.from_numpy(tiles[:count].transpose(0, 3, 1, 2).copy())
 
 
 def _laid_out(images: Tensor, columns: int, largest_tile: int | None) -> tuple[Image.Image, list[int]]:

@@ -1,7 +1,7 @@
 """Runs and recorded events as they are read back."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from workbench.exact_json import from_json
@@ -59,6 +59,35 @@ class Row:
     iteration: int
     time: float
     data: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Vote:
+    """Which of two pictures of one prompt and seed somebody preferred, not knowing whose they were: "a", "b" or "tie"."""
+
+    voter: str
+    run_a: str
+    iteration_a: int
+    run_b: str
+    iteration_b: int
+    prompt: str
+    seed: int
+    choice: str
+    id: int = 0  # given by the store
+    time: float = 0.0  # seconds since 1970, given by the store
+
+    def seen_from(self, run: str, iteration: int) -> "Vote":
+        """The same vote with this policy as A."""
+        if (self.run_a, self.iteration_a) == (run, iteration):
+            return self
+        return replace(
+            self,
+            run_a=self.run_b,
+            iteration_a=self.iteration_b,
+            run_b=self.run_a,
+            iteration_b=self.iteration_a,
+            choice={"a": "b", "b": "a"}.get(self.choice, self.choice),
+        )
 
 
 def read_run(row: Any) -> Run:

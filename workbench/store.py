@@ -19,10 +19,10 @@ from workbench.events import CheckpointReady, Event, GroupsScored, IterationDone
 from workbench.exact_json import fields_of, from_json, to_json
 from workbench.pictures import choose_to_drop, write_sprite
 from workbench.processes import this_process
-from workbench.records import DRIVEN, Row, Run, numbers_of, read_row, read_run
-from workbench.tables import BUSY_SECONDS, EVENTS, RUNS, WISHES, open_database
+from workbench.records import DRIVEN, Row, Run, Vote, numbers_of, read_row, read_run
+from workbench.tables import BUSY_SECONDS, EVENTS, RUNS, VOTES, WISHES, open_database
 
-__all__ = ["WISHABLE", "CheckpointError", "Row", "Run", "Store", "StoreError"]
+__all__ = ["WISHABLE", "CheckpointError", "Row", "Run", "Store", "StoreError", "Vote"]
 
 WISHABLE = ("run", "pause", "stop", "save", "sample")
 
@@ -264,6 +264,34 @@ class Store:
         """The checkpoint after `iteration`, or the last one. Raises: CheckpointError: as `checkpoints.read_checkpoint`."""
         found = self.run(run).id
         return checkpoints.read_checkpoint(self._checkpoints(found), found, iteration)
+
+    # Votes
+
+    def vote(self, vote: Vote) -> int:
+        """Keep one vote; returns its id."""
+        if vote.choice not in ("a", "b", "tie"):
+            raise ValueError(f"a vote is for 'a', 'b' or 'tie', not {vote.choice!r}")
+        values = {name: value for name, value in vars(vote).items() if name != "id"} | {"time": time.time()}
+        with self._writing() as connection:
+            return int(connection.execute(insert(VOTES).values(values).returning(VOTES.c.id)).scalar_one())
+
+    def votes(self, a: tuple[str, int], b: tuple[str, int]) -> list[Vote]:
+        """Every vote between two policies, each a run and its iteration, oldest first; A is `a` in all of them."""
+        sides = [
+            (VOTES.c.run_a == first[0])
+            & (VOTES.c.iteration_a == first[1])
+            & (VOTES.c.run_b == second[0])
+            & (VOTES.c.iteration_b == second[1])
+            for first, second in ((a, b), (b, a))
+        ]
+        rows = self._read(select(VOTES).where(sides[0] | sides[1]).order_by(VOTES.c.id))
+        return [Vote(**row._mapping).seen_from(*a) for row in rows]
+
+    def retract_vote(self, vote: int) -> None:
+        """Take a vote back. Raises: ValueError: if there is none with this id."""
+        with self._writing() as connection:
+            if not connection.execute(delete(VOTES).where(VOTES.c.id == vote)).rowcount:
+                raise ValueError(f"there is no vote {vote} to take back")
 
     # Inside
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from workbench.config import RunConfig, parse_config
 from workbench.events import CheckpointReady, Controls, Event
+from workbench.galleries import Galleries
 from workbench.history import History, Recorded
 from workbench.jobs import Job, Worker
 from workbench.policies import Policies
@@ -38,6 +39,7 @@ class Studio:
         self.store = store
         self.worker = worker
         self.policies = Policies(store)  # for the worker's thread alone: see `on_device`
+        self.galleries = Galleries(store, self.policies)
         self.image_folders: list[str] = []  # of the runs that were looked at; all that the server may hand out
         self._histories: OrderedDict[str, History] = OrderedDict()
 

@@ -79,6 +79,23 @@ WISHES = Table(
     sqlite_autoincrement=True,
 )
 
+VOTES = Table(
+    "votes",
+    _metadata,
+    Column("id", _row_id, primary_key=True, autoincrement=True),
+    Column("time", Float(53), nullable=False),
+    Column("voter", String(80), nullable=False),
+    Column("run_a", String(120), nullable=False),  # not a reference: what people said outlives the run that it is about
+    Column("iteration_a", Integer, nullable=False),
+    Column("run_b", String(120), nullable=False),
+    Column("iteration_b", Integer, nullable=False),
+    Column("prompt", Text, nullable=False),
+    Column("seed", BigInteger, nullable=False),
+    Column("choice", String(4), nullable=False),  # a, b or tie
+    Index("votes_by_sides", "run_a", "run_b"),
+    sqlite_autoincrement=True,
+)
+
 
 def open_database(url: str) -> Engine:
     """An engine with the tables in place; SQLite in write-ahead mode, so that readers never wait for the writer.
