@@ -153,3 +153,16 @@ def test_an_exact_map_answers_only_the_calls_of_its_kind():
         exact_flow_map(MIXTURE, "single_time").velocity(x, 1.0)
     with pytest.raises(ValueError, match="makes no jumps"):
         exact_flow_map(MIXTURE, "velocity")(x, 1.0, 0.0)
+
+
+def test_the_density_of_the_rings_equals_that_of_a_dense_mixture():
+    x = double_ring().sample(300, seed=4, t=0.3).double()
+    for t in (0.05, 0.3, 1.0):
+        torch.testing.assert_close(double_ring().log_density(x, t), dense_rings().log_density(x, t), rtol=1e-9, atol=1e-9)
+
+
+def test_longer_steps_move_the_points_of_a_mixture_by_little():
+    x = MIXTURE.sample(500, seed=5, t=1.0)
+    quick = GaussianMixture(MIXTURE.means, MIXTURE.stds, MIXTURE.weights, stride=1.0)
+    error = (quick.carry(x, 1.0, 0.0) - MIXTURE.carry(x, 1.0, 0.0)).norm(dim=1)
+    assert 0 < float(error.mean()) < 1e-3

@@ -6,6 +6,7 @@ Closed forms are evaluated in float64 and returned in the dtype that came in; no
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -49,6 +50,8 @@ class GaussianMixture:
         means: [K, D], in data units.
         stds: [K] or one number, positive.
         weights: [K], positive, normalised to sum to 1; equal by default.
+        stride: longest step of `carry`, see `integrate_flow`; points of a mixture in the plane err by 1e-6 on average at the
+            default, by 1e-3 at 1.
     Raises: ValueError: if their sizes disagree or a standard deviation or weight is not positive.
     """
 
@@ -57,7 +60,10 @@ class GaussianMixture:
         means: Tensor | Sequence[Sequence[float]],
         stds: Tensor | Sequence[float] | float,
         weights: Tensor | Sequence[float] | None = None,
+        *,
+        stride: float = 0.25,
     ):
+        self.stride = stride
         self.means = torch.as_tensor(means, dtype=torch.float64)
         if self.means.dim() != 2:
             raise ValueError(f"means must be one row per component, [K, D], got shape {tuple(self.means.shape)}")
@@ -98,7 +104,7 @@ class GaussianMixture:
     def carry(self, x: Tensor, t: float, s: float) -> Tensor:
         """Integrated, but for a single Gaussian, whose flow only rescales distances from its centre."""
         if len(self.means) > 1:
-            return integrate_flow(self, x, t, s)
+            return integrate_flow(self, x, t, s, stride=self.stride)
         growth = torch.sqrt(self._variance(s) / self._variance(t))
         return ((1 - s) * self.means + growth * (x.double() - (1 - t) * self.means)).to(x.dtype)
 
@@ -152,26 +158,46 @@ class Rings:
     def carry(self, x: Tensor, t: float, s: float) -> Tensor:
         """Closed form: the flow moves along the radius and keeps the mass inside it, so it matches quantiles of the radius."""
         radius = x.double().norm(dim=1)
-        radii_t, noise_t = self._noise_radius(t)
-        radii_s, noise_s = self._noise_radius(s)
-        in_noise = np.minimum(PchipInterpolator(radii_t, noise_t)(radius.clamp_max(radii_t[-1]).numpy()), noise_s[-1])
-        carried = torch.from_numpy(PchipInterpolator(noise_s, radii_s)(in_noise))
+        start, end = (_radial_quantiles(tuple(self.radii.tolist()), self.jitter, time) for time in (t, s))
+        in_noise = np.minimum(start.noise_of(radius.clamp_max(start.largest).numpy()), end.largest_noise)
+        carried = torch.from_numpy(end.radius_of(in_noise))
         return (x.double() * (carried / radius.clamp_min(1e-300))[:, None]).to(x.dtype)
 
-    def _noise_radius(self, t: float) -> tuple[np.ndarray, np.ndarray]:
-        """Radii at t, increasing, and the radius in pure noise (t = 1) with the same quantile: sqrt(-2 log P(radius beyond))."""
-        std = math.hypot((1 - t) * self.jitter, t)
-        centres = (1 - t) * self.radii.numpy()
-        radii = np.linspace(0.0, centres.max() + 9 * std, 6001)
-        pieces = np.exp(-0.5 * ((radii[:, None] - centres) / std) ** 2) * i0e(radii[:, None] * centres / std**2)
-        density = radii / std**2 * pieces.mean(1)  # of the radius: a mixture of Rice laws
-        inside = cumulative_simpson(density, x=radii, initial=0.0)
-        beyond = cumulative_simpson(density[::-1], dx=radii[1], initial=0.0)[::-1]
-        with np.errstate(divide="ignore"):  # each form where it is accurate; infinite at the last radius, dropped below
-            noise = np.sqrt(-2 * np.where(inside < 0.5, np.log1p(-np.minimum(inside, 0.5)), np.log(beyond)))
-        noise[~np.isfinite(noise)] = -1.0
-        rising = np.diff(np.maximum.accumulate(noise), prepend=-1.0) > 0  # between narrow rings no mass tells radii apart
-        return radii[rising], noise[rising]
+    def log_density(self, x: Tensor, t: float = 0.0) -> Tensor:
+        """Log-density of x_t at x [N, 2], summed over dimensions; [N], the dtype of x."""
+        distance = x.double().norm(dim=1, keepdim=True)
+        variance = ((1 - t) * self.jitter) ** 2 + t**2
+        centres = (1 - t) * self.radii
+        bessel = torch.special.i0e(distance * centres / variance)
+        pieces = -0.5 * (distance - centres) ** 2 / variance + bessel.log()
+        return (torch.logsumexp(pieces, 1) - math.log(2 * math.pi * variance * len(self.radii))).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class _RadialQuantiles:
+    """Radii at one time, and the radii in pure noise (t = 1) with the same quantile: sqrt(-2 log P(radius beyond))."""
+
+    noise_of: PchipInterpolator
+    radius_of: PchipInterpolator
+    largest: float
+    largest_noise: float
+
+
+@lru_cache(maxsize=128)
+def _radial_quantiles(rings: tuple[float, ...], jitter: float, t: float) -> _RadialQuantiles:
+    std = math.hypot((1 - t) * jitter, t)
+    centres = (1 - t) * np.array(rings)
+    radii = np.linspace(0.0, centres.max() + 9 * std, 6001)
+    pieces = np.exp(-0.5 * ((radii[:, None] - centres) / std) ** 2) * i0e(radii[:, None] * centres / std**2)
+    density = radii / std**2 * pieces.mean(1)  # of the radius: a mixture of Rice laws
+    inside = cumulative_simpson(density, x=radii, initial=0.0)
+    beyond = cumulative_simpson(density[::-1], dx=radii[1], initial=0.0)[::-1]
+    with np.errstate(divide="ignore"):  # each form where it is accurate; infinite at the last radius, dropped below
+        noise = np.sqrt(-2 * np.where(inside < 0.5, np.log1p(-np.minimum(inside, 0.5)), np.log(beyond)))
+    noise[~np.isfinite(noise)] = -1.0
+    rising = np.diff(np.maximum.accumulate(noise), prepend=-1.0) > 0  # between narrow rings no mass tells radii apart
+    radii, noise = radii[rising], noise[rising]
+    return _RadialQuantiles(PchipInterpolator(radii, noise), PchipInterpolator(noise, radii), radii[-1], noise[-1])
 
 
 def double_ring() -> Rings:
