@@ -111,6 +111,9 @@ def test_every_command_takes_json_runs_and_store(name: str, capsys: pytest.Captu
         (["sample", "--prompt", "a purple circle"], ["'purple'", "vocabulary", "triangle"]),
         (["sample", "--prompt", "a red circle", "--sampler", "gama"], ["'gama'", "asfmc"]),
         (["sample", "--prompt", "a red circle", "--set", "model=shapes_cm", *CM, "--sampler", "cps"], ["'cps'", "ddim_mix"]),
+        (["sample", "--prompt", "a red circle", "--sampler", "asfmc", "--sampler-set", "noise=3"], ["noise = '3'", "1"]),
+        (["sample", "--prompt", "a red circle", "--sampler", "ode", "--sampler-set", "noise=1"], ["noise"]),
+        (["sample", "--prompt", "a red circle", "--sampler-set", "noise"], ["--sampler-set", "KEY=VALUE"]),
         (["sample", "--prompt", "a red circle", "--out", "x.jpg"], ["x.jpg", ".png"]),
         (["sample"], ["prompt"]),
         (["evaluate", "--steps", "4,no"], ["--steps", "4,no"]),
@@ -220,6 +223,8 @@ def test_an_image_is_drawn_as_evaluations_draw_it_unless_told_otherwise(
     assert (status, made["steps"], made["sampler"]) == (0, 3, {"name": "asfmc_endpoint", "noise": 1.0})
     _, out, _ = ask(capsys, *ask_for, "--steps", "2", "--sampler", "ode", "--json")
     assert (json.loads(out)["steps"], json.loads(out)["sampler"]) == (2, {"name": "ode"})
+    _, out, _ = ask(capsys, *ask_for, "--sampler", "ddim_mix", "--sampler-set", "noise=0.25", "--json")
+    assert json.loads(out)["sampler"] == {"name": "ddim_mix", "noise": 0.25}
 
 
 def test_evaluation_reports_intervals_for_each_number_of_steps(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,13 +47,13 @@ def open_store(runs: str, url: str | None) -> "Store":
         return Store(runs, url)
 
 
-def read_changes(changes: Sequence[str] | None) -> dict[str, str]:
+def read_changes(changes: Sequence[str] | None, option: str = "--set", example: str = "grpo.group_size=16") -> dict[str, str]:
     """`["grpo.group_size=16"]` as a mapping; the last one wins. Raises: ValueError: where there is no '='."""
     pairs = {}
     for change in changes or ():
         key, equals, value = change.partition("=")
         if not equals or not key.strip():
-            raise ValueError(f"--set takes KEY=VALUE, as in grpo.group_size=16; got {change!r}")
+            raise ValueError(f"{option} takes KEY=VALUE, as in {example}; got {change!r}")
         pairs[key.strip()] = value.strip()
     return pairs
 

@@ -1,7 +1,7 @@
 """`sample`: images of a prompt from a run or a preset, in one PNG that says how it was made."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -19,15 +19,6 @@ from workbench.cli.options import (
 )
 from workbench.cli.screen import say, show, show_json
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from workbench.contracts import Model, Sampler
-
-_TILE = 128  # pixels; smaller images are enlarged by a whole factor, so that each pixel stays itself
-
-_GAP = 2  # pixels of white around each image
-
 
 def sample(
     prompt: Annotated[list[str], typer.Option("--prompt", help="what to draw; may be repeated, one row each")],
@@ -39,6 +30,9 @@ def sample(
     count: Annotated[int, typer.Option(min=1, max=256, help="images of each prompt")] = 8,
     steps: Annotated[int | None, typer.Option(min=1, max=128, help="sampling steps; by default those of evaluations")] = None,
     sampler: Annotated[str | None, typer.Option(help="transition kernel; by default that of evaluations")] = None,
+    sampler_set: Annotated[
+        list[str] | None, typer.Option("--sampler-set", metavar="KEY=VALUE", help="one setting of the kernel; may be repeated")
+    ] = None,
     out: Annotated[
         Path, typer.Option(metavar="FILE", help="PNG to write; its text chunk 'workbench' says how it was made")
     ] = Path("grid.png"),
@@ -47,60 +41,22 @@ def sample(
     as_json: Json = False,
 ) -> None:
     """Draw images; an image depends on its prompt, seed and policy alone, here as on the page."""
-    from workbench import __version__
-    from workbench.evaluate import generate
-    from workbench.exact_json import to_json
+    from workbench.png import compose, describe, write
     from workbench.policies import choose
+    from workbench.sampling import Shot, choose_sampler, draw
 
     with bad_arguments():
         if out.suffix.lower() != ".png":
             raise ValueError(f"--out must end in .png, which can say how it was made; got {str(out)!r}")
         chosen = choose(None if run is None else open_store(runs, store), run, preset, read_changes(changes), checkpoint)
-        kernel, steps = choose_sampler(sampler, chosen.config.model), steps or chosen.config.sampling_steps
+        kernel = choose_sampler(sampler, chosen.config.model.kind, read_changes(sampler_set, "--sampler-set", "noise=0.5"))
         for text in prompt:
             chosen.config.task.check(text)
-    say(f"{chosen.title}: {len(prompt)} x {count} images in {steps} steps")
-    prompts, seeds = [text for text in prompt for _ in range(count)], list(range(seed, seed + count)) * len(prompt)
-    times = chosen.config.rollout.grid_of(steps)
-    images = generate(chosen.load(), prompts, seeds, times=times, sampler=kernel)
-    made: dict[str, object] = {"run": chosen.run, "iteration": chosen.iteration, "preset": None if run else preset}
-    made |= {"prompts": prompt, "seeds": seeds[:count], "steps": steps, "times": times, "sampler": kernel.model_dump()}
-    made |= {"model": chosen.config.model.model_dump(), "version": __version__}
-    write_grid(out, images, count, to_json(made))
+    times, seeds = chosen.config.rollout.grid_of(steps or chosen.config.sampling_steps), range(seed, seed + count)
+    say(f"{chosen.title}: {len(prompt)} x {count} images in {len(times) - 1} steps")
+    shots = [Shot(text, own, times, kernel) for text in prompt for own in seeds]
+    made = describe(chosen, preset, prompt, seeds, times, kernel)
+    write(out, compose(draw(chosen.load().generator, shots), count), made)
     show_json({"out": str(out)} | made) if as_json else show(
         f"wrote {out}: one row for each prompt, seeds {seed} to {seed + count - 1}"
     )
-
-
-def choose_sampler(name: str | None, model: "Model") -> "Sampler":
-    """A kernel with its own defaults, or the one that evaluations of the model use.
-
-    Raises: ValueError: lists the names, if there is no such kernel or it asks of the map what it was not trained for.
-    """
-    from workbench.evaluate import deployed_sampler
-    from workbench.samplers import SAMPLERS
-
-    if name is None:
-        return deployed_sampler(model.kind)
-    if name not in SAMPLERS or model.kind not in SAMPLERS[name].needs:
-        fitting = ", ".join(known for known, sampler in SAMPLERS.items() if model.kind in sampler.needs)
-        told = f"sampler {name!r} does not fit a {model.kind} map" if name in SAMPLERS else f"unknown sampler {name!r}"
-        raise ValueError(f"{told}; choose from: {fitting}")
-    return SAMPLERS[name]()
-
-
-def write_grid(path: Path, images: "Tensor", columns: int, made: str) -> None:
-    """Write images [N, 3, H, W] in [0, 1] as rows of `columns`, with `made` in the text chunk 'workbench'."""
-    import numpy as np
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
-    pixels = (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    factor = max(1, _TILE // max(pixels.shape[1:3]))
-    tiles = np.pad(pixels.repeat(factor, 1).repeat(factor, 2), ((0, 0), (_GAP, _GAP), (_GAP, _GAP), (0, 0)), constant_values=255)
-    count, height, width, _ = tiles.shape
-    grid = tiles.reshape(count // columns, columns, height, width, 3).swapaxes(1, 2).reshape(-1, columns * width, 3)
-    text = PngInfo()
-    text.add_itxt("workbench", made)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(grid).save(path, pnginfo=text)
