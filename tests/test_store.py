@@ -597,3 +597,94 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path, store):
     with pytest.raises(StoreError, match="cannot write in"):
         store.record(run, groups(2))
     assert [row.kind for row in store.events(run)] == ["IterationDone"]
+
+
+OLD_COLUMNS = """
+id VARCHAR(120) PRIMARY KEY, kind VARCHAR(40) NOT NULL, title TEXT NOT NULL, origin TEXT NOT NULL, command TEXT NOT NULL,
+parent VARCHAR(120), config TEXT NOT NULL, status VARCHAR(20) NOT NULL, wanted VARCHAR(20) NOT NULL, error TEXT,
+iteration INTEGER NOT NULL, iterations INTEGER, created DOUBLE NOT NULL, updated DOUBLE NOT NULL, host TEXT, pid INTEGER,
+process_started DOUBLE
+"""
+
+
+def test_a_database_from_before_the_later_columns_opens_with_them_empty(tmp_path):
+    with sqlite3.connect(tmp_path / "runs.db") as old:
+        old.execute(f"CREATE TABLE runs ({OLD_COLUMNS})")
+        names = "id, kind, title, origin, command, config, status, wanted, iteration, created, updated"
+        values = "'old', 'train', 'Old', 'test', '', '{}', 'done', 'run', 3, 1.0, 2.0"
+        old.execute(f"INSERT INTO runs ({names}) VALUES ({values})")
+    with ThreadPoolExecutor(2) as pool:  # both find the columns missing; one adds them
+        stores = list(pool.map(lambda _: Store(tmp_path), range(2)))
+    for store in stores:
+        (found,) = store.runs()
+        assert (found.id, found.iteration, found.tags, found.note, found.branched) == ("old", 3, (), "", None)
+    stores[0].annotate("old", tags=["kept"], note="older than its columns")
+    assert stores[1].run("old").tags == ("kept",)
+
+
+def test_people_rename_tag_and_describe_a_run(store):
+    run = new_run(store)
+    store.annotate(run, title="  Better name ", tags=["b", "a", "b", " "], note="why\nand how")
+    found = store.run(run)
+    assert (found.title, found.tags, found.note) == ("Better name", ("a", "b"), "why\nand how")
+    store.annotate(run, note="")
+    assert store.run(run).tags == ("a", "b")
+    assert store.run(run).note == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [({"title": " "}, "needs a name"), ({"tags": ["x" * 41]}, "41 characters"), ({"title": "x" * 201}, "201")],
+)
+def test_what_people_write_about_a_run_has_limits(store, change, complaint):
+    run = new_run(store)
+    with pytest.raises(ValueError, match=complaint):
+        store.annotate(run, **change)
+    assert store.run(run).title == "Toy"
+
+
+def test_a_deleted_run_is_hidden_says_so_and_comes_back(store):
+    run, other = new_run(store), new_run(store)
+    store.record(run, evaluated(0))
+    store.delete(run)
+    assert [found.id for found in store.runs()] == [other]
+    assert [found.id for found in store.trash()] == [run]
+    for ask in (store.run, store.claim, store.delete, lambda run: store.wish(run, "stop")):
+        with pytest.raises(ValueError, match=rf"{run} was deleted on .* runs restore {run}"):
+            ask(run)
+    with pytest.raises(ValueError, match="unknown run"):
+        store.run(run[:-1])
+    store.restore(run)
+    assert {found.id for found in store.runs()} == {run, other}
+    assert len(store.events(run)) == 1
+    with pytest.raises(ValueError, match=r"no run .* in the trash"):
+        store.restore(run)
+
+
+def test_a_run_that_somebody_drives_is_not_deleted(store):
+    run = new_run(store)
+    store.claim(run)
+    store.set_status(run, "running")
+    with pytest.raises(ValueError, match=f"{run} is running; stop it"):
+        store.delete(run)
+    store.set_status(run, "stopped")
+    store.delete(run)
+
+
+def test_purging_removes_only_what_has_long_been_in_the_trash(store):
+    kept, fresh, old = (new_run(store) for _ in range(3))
+    for run in (kept, fresh, old):
+        store.record(run, evaluated(0))
+        store.save_checkpoint(run, checkpoint(0))
+    store.delete(fresh)
+    store.delete(old)
+    with store._writing() as connection:
+        connection.execute(update(RUNS).where(RUNS.c.id == old).values(deleted=1.0))
+    assert store.purge(older_than=3600) == [old]
+    assert not (store.location / old).exists()
+    assert store.events(old) == []
+    assert (store.location / fresh / "images").exists()
+    assert store.purge() == [fresh]
+    assert [found.id for found in store.runs()] == [kept]
+    assert store.checkpoints(kept) == [0]
+    assert len(store.events(kept)) == 1

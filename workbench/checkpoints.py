@@ -95,6 +95,18 @@ def discard_after(folder: Path, iteration: int) -> None:
     _remove(folder / f"{later:06d}" for later in list_checkpoints(folder) if later > iteration)
 
 
+def readdress(folder: Path, run: str, new: str) -> None:
+    """Make the checkpoints of `run` in `folder` those of another run, every byte checked against its digest before.
+
+    Raises: CheckpointError: if one is damaged, or not of this run.
+    """
+    for iteration in list_checkpoints(folder):
+        path = folder / f"{iteration:06d}"
+        head = _read_head(path, run)
+        _check_files(path, head["files"])
+        (path / _STATE).write_text(to_json(head | {"run": new}, indent=1))
+
+
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
     try:
         save_file(_own_memory(tensors), path)

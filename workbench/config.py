@@ -367,8 +367,13 @@ def configure(preset: str = "shapes", changes: Mapping[str, Any] | None = None) 
     """
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; choose from: {', '.join(PRESETS)}")
-    values = PRESETS[preset].model_dump()
-    for key, value in sorted((changes or {}).items(), key=lambda item: not _chooses_extension(item[0])):
+    return change(PRESETS[preset], changes or {})
+
+
+def change(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """A configuration with dotted changes applied, as `configure` reads them."""
+    values = config.model_dump()
+    for key, value in sorted(changes.items(), key=lambda item: not _chooses_extension(item[0])):
         _set(values, key, _read(value))
     return parse_config(values)
 

@@ -40,6 +40,10 @@ class Run:
     updated: float
     host: str | None
     pid: int | None
+    branched: int | None = None  # the iteration of `parent` that it began from
+    tags: tuple[str, ...] = ()
+    note: str = ""
+    deleted: float | None = None  # when it was put into the trash
 
     @property
     def over(self) -> bool:
@@ -101,7 +105,7 @@ def read_run(row: Any) -> Run:
         if not alive:
             error = f"process {values['pid']} on {values['host']} ended while the run was {values['status']}"
             values |= {"status": "crashed", "error": error}
-    return Run(**values | {"config": from_json(values["config"])})
+    return Run(**values | {"config": from_json(values["config"]), "tags": tuple(from_json(values["tags"]))})
 
 
 def read_row(row: Any) -> Row:
@@ -110,6 +114,11 @@ def read_row(row: Any) -> Row:
     if row.picture is None:
         data |= {name: value | {"sprite": None} for name, value in data.items() if isinstance(value, dict) and "sprite" in value}
     return Row(row.id, row.kind, row.iteration, row.time, data)
+
+
+def picture_of(row: Row) -> str | None:
+    """The file name of the sheet that an event names, if it still has one."""
+    return next((value["sprite"] for value in row.data.values() if isinstance(value, dict) and "sprite" in value), None)
 
 
 def numbers_of(kind: str, data: dict[str, Any]) -> dict[str, float]:

@@ -3,8 +3,9 @@
 import os
 import re
 import secrets
+import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,15 @@ from workbench.events import CheckpointReady, Event, GroupsScored, IterationDone
 from workbench.exact_json import fields_of, from_json, to_json
 from workbench.pictures import choose_to_drop, write_sprite
 from workbench.processes import this_process
-from workbench.records import DRIVEN, Row, Run, Vote, numbers_of, read_row, read_run
+from workbench.records import DRIVEN, Row, Run, Vote, numbers_of, picture_of, read_row, read_run
 from workbench.tables import BUSY_SECONDS, EVENTS, RUNS, VOTES, WISHES, open_database
 
 __all__ = ["WISHABLE", "CheckpointError", "Row", "Run", "Store", "StoreError", "Vote"]
 
 WISHABLE = ("run", "pause", "stop", "save", "sample")
+
+TITLE_LENGTH, TAG_LENGTH, NOTE_LENGTH = 200, 40, 20_000
+"""Most characters that people may write about a run."""
 
 _ROLLOUT_TILE = 160  # pixels; evaluations keep their size
 
@@ -62,9 +66,21 @@ class Store:
     # Runs
 
     def create(
-        self, kind: str, config: dict[str, Any], *, title: str, origin: str, command: str = "", parent: str | None = None
+        self,
+        kind: str,
+        config: dict[str, Any],
+        *,
+        title: str,
+        origin: str,
+        command: str = "",
+        parent: str | None = None,
+        branched: int | None = None,
     ) -> str:
-        """A new run, queued, with its directory and `config.json`; returns its id."""
+        """A new run, queued, with its directory and `config.json`; returns its id.
+
+        Args:
+            parent: the run that it branches from, after iteration `branched` of it.
+        """
         task = config.get("task")
         name = task.get("name", kind) if isinstance(task, dict) else task or kind
         with self._disk(self.location):
@@ -74,22 +90,22 @@ class Store:
         now = time.time()
         values: dict[str, Any] = {"id": run, "kind": kind, "title": title, "origin": origin, "command": command, "parent": parent}
         values |= {"config": to_json(config), "status": "queued", "wanted": "run", "iteration": 0, "created": now, "updated": now}
-        values |= {"iterations": _whole_number(config.get("iterations"))}
+        values |= {"iterations": _whole_number(config.get("iterations")), "branched": branched}
         with self._writing() as connection:
             connection.execute(insert(RUNS).values(values))
         return run
 
     def runs(self, kind: str | None = None) -> list[Run]:
-        """All runs, of one kind if given, newest first."""
-        query = select(RUNS).order_by(RUNS.c.created.desc(), RUNS.c.id.desc())
+        """All runs that are not in the trash, of one kind if given, newest first."""
+        query = select(RUNS).where(RUNS.c.deleted.is_(None)).order_by(RUNS.c.created.desc(), RUNS.c.id.desc())
         return [read_run(row) for row in self._read(query if kind is None else query.where(RUNS.c.kind == kind))]
 
     def run(self, run: str) -> Run:
         """The run with this id, or the only one whose id begins so, or "latest".
 
-        Raises: ValueError: names the run and lists recent ones.
+        Raises: ValueError: names the run and lists recent ones, or says that it was deleted.
         """
-        newest = select(RUNS).order_by(RUNS.c.created.desc(), RUNS.c.id.desc()).limit(8)
+        newest = select(RUNS).where(RUNS.c.deleted.is_(None)).order_by(RUNS.c.created.desc(), RUNS.c.id.desc()).limit(8)
         if run == "latest":
             found = self._read(newest.limit(1))
         else:
@@ -97,6 +113,8 @@ class Store:
             if run and not found:
                 found = self._read(newest.where(RUNS.c.id.startswith(run, autoescape=True)))
         if len(found) == 1:
+            if found[0].deleted is not None:
+                raise ValueError(_deleted(found[0]))
             return read_run(found[0])
         recent = ", ".join(row.id for row in (found or self._read(newest)))
         if found:
@@ -117,6 +135,80 @@ class Store:
         if path.parent != images:
             raise ValueError(f"{name!r} is not the name of an image of run {run}")
         return path
+
+    def annotate(self, run: str, *, title: str | None = None, tags: Sequence[str] | None = None, note: str | None = None) -> None:
+        """Change what people say of a run; None leaves a thing as it is.
+
+        Raises: ValueError: if the title is empty, or a text is longer than its limit.
+        """
+        found = self.run(run)
+        values: dict[str, Any] = {}
+        if title is not None:
+            values["title"] = _text("title", title, TITLE_LENGTH)
+            if not values["title"]:
+                raise ValueError("title: a run needs a name; write a few words")
+        if tags is not None:
+            values["tags"] = to_json(sorted({_text("tag", tag, TAG_LENGTH) for tag in tags} - {""}))
+        if note is not None:
+            values["note"] = _text("note", note, NOTE_LENGTH)
+        if values:
+            with self._writing() as connection:
+                connection.execute(update(RUNS).where(RUNS.c.id == found.id).values(values))
+
+    def adopt(self, run: Run, folder: Path, rows: Iterable[Row]) -> None:
+        """Take in a run from elsewhere: its directory `folder` is moved into place, `rows` are recorded in their order.
+
+        Nothing is changed where anything fails. Row ids are given anew.
+
+        Raises: ValueError: if there is a run with this id; StoreError: if the disk refuses.
+        """
+        place = self.folder(run.id)
+        with self._disk(self.location), self._writing() as connection:
+            if connection.execute(select(RUNS.c.id).where(RUNS.c.id == run.id)).one_or_none() or place.exists():
+                raise ValueError(f"there is a run {run.id!r} already")
+            values = fields_of(run) | {"config": to_json(run.config), "tags": to_json(run.tags)}
+            connection.execute(insert(RUNS).values(values))
+            for row in rows:
+                values = {"run": run.id, "kind": row.kind, "iteration": row.iteration, "time": row.time}
+                connection.execute(insert(EVENTS).values(values | {"picture": picture_of(row), "data": to_json(row.data)}))
+            os.rename(folder, place)
+
+    # The trash
+
+    def delete(self, run: str) -> None:
+        """Put a run into the trash: out of every list, and back again by `restore` until it is purged.
+
+        Raises: ValueError: if somebody drives it.
+        """
+        found = self.run(run)
+        if not found.over and found.pid is not None:
+            raise ValueError(f"run {found.id} is {found.status}; stop it before you delete it")
+        with self._writing() as connection:
+            connection.execute(update(RUNS).where(RUNS.c.id == found.id).values(deleted=time.time()))
+
+    def restore(self, run: str) -> None:
+        """Take a run out of the trash. Raises: ValueError: if it is not there."""
+        with self._writing() as connection:
+            in_trash = (RUNS.c.id == run) & RUNS.c.deleted.is_not(None)
+            if not connection.execute(update(RUNS).where(in_trash).values(deleted=None)).rowcount:
+                raise ValueError(f"there is no run {run!r} in the trash; those that are: {', '.join(self._in_trash()) or 'none'}")
+
+    def trash(self) -> list[Run]:
+        """The runs in the trash, those deleted last first."""
+        query = select(RUNS).where(RUNS.c.deleted.is_not(None)).order_by(RUNS.c.deleted.desc(), RUNS.c.id.desc())
+        return [read_run(row) for row in self._read(query)]
+
+    def purge(self, older_than: float = 0.0) -> list[str]:
+        """Remove for good what has been in the trash for more than `older_than` seconds; returns the ids."""
+        with self._writing() as connection:
+            due = select(RUNS.c.id).where(RUNS.c.deleted.is_not(None), RUNS.c.deleted <= time.time() - older_than)
+            purged = [row.id for row in connection.execute(due)]
+            for table in (EVENTS, WISHES):
+                connection.execute(delete(table).where(table.c.run.in_(purged)))
+            connection.execute(delete(RUNS).where(RUNS.c.id.in_(purged)))
+        for folder in (self.folder(run) for run in purged):
+            shutil.rmtree(folder, ignore_errors=True)  # a file that stays behind belongs to no run and does no harm
+        return purged
 
     # Events
 
@@ -217,6 +309,8 @@ class Store:
             row = connection.execute(select(RUNS).where(RUNS.c.id == run)).one_or_none()
             if row is None:
                 raise ValueError(f"unknown run {run!r}")
+            if row.deleted is not None:
+                raise ValueError(_deleted(row))
             found = read_run(row)
             if found.pid is not None and not found.over:
                 raise ValueError(f"run {run} is {found.status} in process {found.pid} on {found.host}; stop it there first")
@@ -294,6 +388,9 @@ class Store:
                 raise ValueError(f"there is no vote {vote} to take back")
 
     # Inside
+
+    def _in_trash(self) -> list[str]:
+        return [run.id for run in self.trash()][:8]
 
     def _checkpoints(self, run: str) -> Path:
         return self.folder(run) / "checkpoints"
@@ -408,6 +505,19 @@ def _progress_of(event: Event) -> dict[str, Any]:
     if isinstance(event, Started) and (total := _whole_number(event.facts.get("iterations"))) is not None:
         changes["iterations"] = total
     return changes
+
+
+def _deleted(row: Any) -> str:
+    day = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.deleted))
+    remedy = f"bring it back on the Runs page, or with: python -m workbench runs restore {row.id}"
+    return f"run {row.id} was deleted on {day}; {remedy}"
+
+
+def _text(what: str, text: str, limit: int) -> str:
+    """Text as people typed it, without the spaces around it. Raises: ValueError: if it is too long."""
+    if len(text.strip()) > limit:
+        raise ValueError(f"{what}: {len(text.strip())} characters are too many; at most {limit}")
+    return text.strip()
 
 
 def _whole_number(value: Any) -> int | None:

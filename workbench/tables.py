@@ -17,9 +17,11 @@ from sqlalchemy import (
     Text,
     create_engine,
     event,
+    inspect,
     text,
 )
 from sqlalchemy.exc import ArgumentError
+from sqlalchemy.schema import CreateColumn
 
 BUSY_SECONDS = 10.0  # how long a writer waits for another one
 
@@ -34,7 +36,7 @@ RUNS = Table(
     Column("title", Text, nullable=False),
     Column("origin", Text, nullable=False),
     Column("command", Text, nullable=False),
-    Column("parent", String(120)),
+    Column("parent", String(120)),  # the run that it branched from; not a reference, since that one may be deleted
     Column("config", Text, nullable=False),  # JSON
     Column("status", String(20), nullable=False),
     Column("wanted", String(20), nullable=False),
@@ -46,6 +48,10 @@ RUNS = Table(
     Column("host", Text),  # of the process that drives it, until it lets go
     Column("pid", Integer),
     Column("process_started", Float(53)),
+    Column("branched", Integer),  # the iteration of its parent that it began from
+    Column("tags", Text, nullable=False, server_default="[]"),  # JSON
+    Column("note", Text, nullable=False, server_default=""),
+    Column("deleted", Float(53)),  # when it was put into the trash
     Index("runs_by_age", "created"),
 )
 
@@ -112,7 +118,29 @@ def open_database(url: str) -> Engine:
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _take_write_lock)
     _metadata.create_all(engine)
+    if _missing_columns(engine):
+        _add_missing_columns(engine)
     return engine
+
+
+def _missing_columns(bind: Engine | Connection) -> list[tuple[Table, Column[Any]]]:
+    """What a database lacks that was made before a table got its later columns."""
+    found = inspect(bind)
+    present = {table.name: {column["name"] for column in found.get_columns(table.name)} for table in _metadata.sorted_tables}
+    return [
+        (table, column)
+        for table in _metadata.sorted_tables
+        for column in table.columns
+        if column.name not in present[table.name]
+    ]
+
+
+def _add_missing_columns(engine: Engine) -> None:
+    """Add them, empty or with the default that the server gives; later columns are nullable or have such a default."""
+    with engine.begin() as connection:
+        for table, column in _missing_columns(connection):  # again under the lock: another process may have been quicker
+            definition = CreateColumn(column).compile(dialect=engine.dialect)
+            connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {definition}")
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
