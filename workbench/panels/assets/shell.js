@@ -54,7 +54,7 @@ window.workbench = (() => {
     toast.timer = setTimeout(() => show(box, false), undo ? 12000 : 4000);
   };
 
-  // The address holds what is open and what the page shows, so that a link brings it back.
+  // The address holds which page is open, as `tab` (`page` means a page to Gradio), and what it shows, so that a link brings it back.
   const address = {
     get: (name) => new URLSearchParams(location.search).get(name) || "",
     set: (values, remember = false) => {
@@ -128,7 +128,7 @@ window.workbench = (() => {
   const go = (name, values = {}, remember = true) => {
     const next = pages.get(name) || pages.values().next().value, run = address.get("run");
     if (remember && next !== current) {
-      const kept = { ...(next === pages.values().next().value ? {} : { page: next.name }), ...(run ? { run } : {}) };
+      const kept = { ...(next === pages.values().next().value ? {} : { tab: next.name }), ...(run ? { run } : {}) };
       history.pushState(null, "", `${location.pathname}?${new URLSearchParams(kept)}`);
       window.scrollTo({ top: 0 });
     }
@@ -158,7 +158,7 @@ window.workbench = (() => {
       address.set({ run: event.target.value }, true);
       if (current.open) current.open();
     });
-    window.addEventListener("popstate", () => go(address.get("page"), {}, false));
+    window.addEventListener("popstate", () => go(address.get("tab"), {}, false));
   };
 
   const mount = (element, functions) => {
@@ -172,7 +172,7 @@ window.workbench = (() => {
       Object.assign(page, makers.get(page.name)(page));
     }
     wb.charts.bind();
-    go(address.get("page"), {}, false);
+    go(address.get("tab"), {}, false);
   };
 
   return Object.assign(wb, {
