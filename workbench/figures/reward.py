@@ -27,7 +27,8 @@ def reward_curve(history: History, config: Mapping[str, Any]) -> go.Figure:
     for name, colour in zip(reward_names(config), (SERIES[4], SERIES[5], SERIES[1], SERIES[3]), strict=False):
         _held_out(chart, history.measure(rollout_steps(config), name), name.replace("_", " "), colour, visible="legendonly")
     for name, colour in zip(judges(config), (SERIES[3], SERIES[1], SERIES[5], SERIES[4]), strict=False):
-        _held_out(chart, history.measure(rollout_steps(config), name), f"judge: {name.replace('_', ' ')}", colour, visible=True, dash="dot")
+        label = f"judge: {name.replace('_', ' ')}"
+        _held_out(chart, history.measure(rollout_steps(config), name), label, colour, visible=True, dash="dot")
     return chart
 
 
