@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from workbench.branching import branch_state
 from workbench.config import RunConfig, parse_config
 from workbench.events import CheckpointReady, Controls, Event
 from workbench.galleries import Galleries
@@ -86,6 +87,21 @@ class Studio:
         """Begin a run in this process; returns its id."""
         run = self.store.create("train", config.model_dump(mode="json"), title=config.title, origin=origin)
         self.worker.submit(Job(self.store, run, _driver("train", config)))
+        return run
+
+    def branch(self, parent: str, iteration: int | None, config: RunConfig, origin: str = "app") -> str:
+        """Begin a run in this process that goes on from a checkpoint of another, the last one without `iteration`.
+
+        Raises: ValueError: if there is no such checkpoint, or its weights do not fit these settings.
+        """
+        found = self.store.run(parent)
+        if found.kind != "train":
+            raise ValueError(f"run {found.id} is of kind {found.kind!r}; only training runs have branches")
+        state = branch_state(self.store.load_checkpoint(found.id, iteration), parse_config(found.config), config)
+        values = config.model_dump(mode="json")
+        run = self.store.create("train", values, title=config.title, origin=origin, parent=found.id, branched=state.iteration)
+        self.store.save_checkpoint(run, state)  # its own, so that it can be resumed whatever becomes of its parent
+        self.worker.submit(Job(self.store, run, _driver("train", config), resume=state))
         return run
 
     def resume(self, run: str) -> None:
