@@ -12,6 +12,7 @@ from workbench.events import CheckpointReady, Controls, Event
 from workbench.galleries import Galleries
 from workbench.history import History, Recorded
 from workbench.jobs import Job, Worker
+from workbench.plane import PlaneLearners
 from workbench.policies import Policies
 from workbench.store import Run, Store
 
@@ -40,6 +41,7 @@ class Studio:
         self.store = store
         self.worker = worker
         self.policies = Policies(store)  # for the worker's thread alone: see `on_device`
+        self.planes = PlaneLearners()  # likewise
         self.galleries = Galleries(store, self.policies)
         self.image_folders: list[str] = []  # of the runs that were looked at; all that the server may hand out
         self._histories: OrderedDict[str, History] = OrderedDict()

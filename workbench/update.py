@@ -3,7 +3,7 @@
 from collections.abc import Generator as Stream
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -11,12 +11,37 @@ from torch import Tensor
 from workbench.contracts import Generator
 from workbench.events import Progress
 from workbench.lesson import Lesson
+from workbench.models.policy import Policy
+from workbench.optim import AveragedWeights
 
-if TYPE_CHECKING:
-    from workbench.learner import Learner
+
+class Learns(Protocol):
+    """What an update needs of whoever learns: of a run's `Learner`, or of anything smaller that offers the same."""
+
+    @property
+    def config(self) -> Any: ...  # `objective`, and `grpo.epochs`
+
+    @property
+    def accelerator(self) -> Any: ...  # `backward`
+
+    @property
+    def policy(self) -> Policy: ...
+
+    @property
+    def behaviour(self) -> AveragedWeights | None: ...
+
+    def sampling(self) -> AbstractContextManager[Generator]: ...
+
+    def snapshot(self) -> Any: ...
+
+    def undo(self, snapshot: Any) -> None: ...
+
+    def apply_gradients(self) -> Tensor: ...
+
+    def gather(self, values: Tensor) -> Tensor: ...
 
 
-def update_policy(learner: "Learner", lesson: Lesson) -> Stream[Progress, None, dict[str, float]]:
+def update_policy(learner: Learns, lesson: Lesson) -> Stream[Progress, None, dict[str, float]]:
     """One optimizer step for each epoch over the lesson; returns its figures.
 
     Costs one forward and backward pass for each row of the objective's portions and epoch, and once one forward pass of the
@@ -55,7 +80,7 @@ def update_policy(learner: "Learner", lesson: Lesson) -> Stream[Progress, None, 
 
 @torch.no_grad()
 def _predictions(
-    learner: "Learner", portions: Sequence[Any], whose: AbstractContextManager[Generator] | None
+    learner: Learns, portions: Sequence[Any], whose: AbstractContextManager[Generator] | None
 ) -> Stream[Progress, None, Sequence[Tensor | None]]:
     """What somebody's weights say of every portion; nothing where nobody is asked."""
     if whose is None:
@@ -66,7 +91,7 @@ def _predictions(
     return predictions
 
 
-def first_ratios(learner: "Learner", lesson: Lesson) -> Iterator[Tensor]:
+def first_ratios(learner: Learns, lesson: Lesson) -> Iterator[Tensor]:
     """The ratios that an update would begin with, portion by portion; nothing where the rollout has no likelihood to compare."""
     objective = learner.config.objective
     for portion in objective.portions(lesson) if objective.density else ():
@@ -74,7 +99,7 @@ def first_ratios(learner: "Learner", lesson: Lesson) -> Iterator[Tensor]:
         yield objective.loss(portion, prediction)[1]["ratio"]
 
 
-def _summary(learner: "Learner", figures: dict[str, list[Tensor]]) -> dict[str, float]:
+def _summary(learner: Learns, figures: dict[str, list[Tensor]]) -> dict[str, float]:
     """Means over all processes, and for the ratio its largest distance from 1."""
     joined = {name: learner.gather(torch.cat(values)) for name, values in figures.items()}
     summary = {name: float(value.mean()) for name, value in joined.items()}
