@@ -52,7 +52,7 @@ class Store:
             database = make_url(url).database
             location = Path(database).parent if url.startswith("sqlite") and database else "runs"
         self.location = Path(location).absolute()
-        with self._disk(self.location):
+        with self.disk(self.location):
             self.location.mkdir(parents=True, exist_ok=True)
         with self._sql():
             self._engine = open_database(url or f"sqlite:///{self.location / 'runs.db'}")
@@ -83,7 +83,7 @@ class Store:
         """
         task = config.get("task")
         name = task.get("name", kind) if isinstance(task, dict) else task or kind
-        with self._disk(self.location):
+        with self.disk(self.location):
             run = self._claim_directory(re.sub(r"[^a-z0-9_]+", "-", str(name).lower()).strip("-") or "run")
             (self.location / run / "images").mkdir()
             (self.location / run / "config.json").write_text(to_json(config, indent=2) + "\n")
@@ -163,7 +163,7 @@ class Store:
         Raises: ValueError: if there is a run with this id; StoreError: if the disk refuses.
         """
         place = self.folder(run.id)
-        with self._disk(self.location), self._writing() as connection:
+        with self.disk(self.location), self._writing() as connection:
             if connection.execute(select(RUNS.c.id).where(RUNS.c.id == run.id)).one_or_none() or place.exists():
                 raise ValueError(f"there is a run {run.id!r} already")
             values = fields_of(run) | {"config": to_json(run.config), "tags": to_json(run.tags)}
@@ -224,7 +224,7 @@ class Store:
         if isinstance(event, CheckpointReady):
             self.save_checkpoint(run, event)
         if isinstance(event, Started):
-            with self._disk(self.folder(run)):
+            with self.disk(self.folder(run)):
                 checkpoints.discard_after(self._checkpoints(run), event.iteration)
         data, picture = self._describe(run, event)
         unused: list[str] = [picture] if picture else []
@@ -331,7 +331,7 @@ class Store:
     def write_traceback(self, run: str, text: str) -> Path:
         """Keep the traceback of what ended the run in its directory."""
         path = self.folder(run) / "error.txt"
-        with self._disk(path.parent):
+        with self.disk(path.parent):
             path.write_text(text)
         return path
 
@@ -345,7 +345,7 @@ class Store:
     def save_checkpoint(self, run: str, event: CheckpointReady) -> Path:
         """Write a checkpoint, then thin the older ones; returns its directory."""
         folder = self._checkpoints(run)
-        with self._disk(folder):
+        with self.disk(folder):
             path = checkpoints.write_checkpoint(folder, run, event)
             checkpoints.thin_checkpoints(folder, self._kept_of(run)[1], event.state.get("best"))
         return path
@@ -427,7 +427,7 @@ class Store:
                 columns = event.group_size if isinstance(event, GroupsScored) else 8
                 stem = f"{type(event).__name__.lower()}-{event.iteration:06d}"
                 folder = self.folder(run) / "images"
-                with self._disk(folder):
+                with self.disk(folder):
                     data[name] = write_sprite(folder, stem, value.images, columns, _ROLLOUT_TILE if rollout else None)
                 picture = data[name]["sprite"]
         return data, picture
@@ -486,7 +486,7 @@ class Store:
             raise StoreError(f"the database of runs in {self.location} cannot be used: {reason}; {remedy}") from error
 
     @contextmanager
-    def _disk(self, folder: Path) -> Iterator[None]:
+    def disk(self, folder: Path) -> Iterator[None]:
         try:
             yield
         except OSError as error:

@@ -1,0 +1,213 @@
+"""Runs as files: an archive comes back as the same run, what is not an archive is refused, weights load elsewhere."""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from toy_run import PROMPTS, toy_config, toy_events
+
+from workbench import export
+from workbench.config import RunConfig, configure
+from workbench.evaluate import load_policy
+from workbench.events import CheckpointReady
+from workbench.export import read_archive, write_archive, write_weights
+from workbench.models.policy import Policy
+from workbench.store import CheckpointError, Store, StoreError
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "runs")
+
+
+def recorded(store: Store, config: RunConfig | None = None) -> str:
+    """A toy run with pictures, two checkpoints, and what people said of it."""
+    config = config or toy_config(6)
+    run = store.create("train", config.model_dump(mode="json"), title=config.title, origin="notebook", command="cell 3")
+    for event in toy_events(config):
+        if isinstance(event, CheckpointReady):
+            event = CheckpointReady(event.iteration, {"ema": {"w": torch.full((3,), float(event.iteration))}}, event.state)
+        store.record(run, event)
+    store.set_status(run, "done")
+    store.annotate(run, tags=["toy", "kept"], note="why")
+    return run
+
+
+def altered(path: Path, target: Path, **files: bytes | None) -> Path:
+    """A copy of an archive in which some members hold something else, are new, or are gone (None)."""
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(target, "w") as copy:
+        for name in {*source.namelist(), *files}:
+            content = files[name] if name in files else source.read(name)
+            if content is not None:
+                copy.writestr(name, content)
+    return target
+
+
+def told(store: Store, run: str) -> list[tuple]:
+    return [(row.kind, row.iteration, row.time, row.data) for row in store.events(run)]
+
+
+def test_an_archive_comes_back_as_the_same_run_elsewhere(store: Store, tmp_path: Path) -> None:
+    run = recorded(store)
+    other = Store(tmp_path / "elsewhere")
+    assert read_archive(other, write_archive(store, run)) == run
+    before, after = store.run(run), other.run(run)
+    for name in ("title", "config", "created", "tags", "note", "iteration", "iterations", "status", "command"):
+        assert getattr(before, name) == getattr(after, name), name
+    assert after.origin == "notebook (imported)"
+    assert told(other, run) == told(store, run)
+    assert {path.name for path in (other.folder(run) / "images").iterdir()} == {
+        path.name for path in (store.folder(run) / "images").iterdir()
+    }
+    assert other.load_checkpoint(run, 6).tensors["ema"]["w"].tolist() == [6.0] * 3
+    assert json.loads((other.folder(run) / "config.json").read_text()) == before.config
+
+
+def test_a_second_copy_gets_an_id_of_its_own_and_its_checkpoints_load(store: Store) -> None:
+    run = recorded(store)
+    path = write_archive(store, run)
+    copy = read_archive(store, path)
+    assert copy != run
+    assert store.load_checkpoint(copy, 6).iteration == 6
+    assert told(store, copy) == told(store, run)
+    store.delete(run)
+    assert read_archive(store, path) not in (run, copy)  # the one in the trash may come back
+
+
+def test_a_run_that_goes_on_is_stopped_where_it_arrives(store: Store, tmp_path: Path) -> None:
+    run = recorded(store)
+    store.claim(run)
+    store.set_status(run, "running")
+    found = Store(tmp_path / "elsewhere")
+    assert found.run(read_archive(found, write_archive(store, run))).status == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("files", "complaint"),
+    [
+        ({"../../outside.txt": b"x"}, r"'../../outside.txt', which is no part of a run"),
+        ({"/etc/outside": b"x"}, r"'/etc/outside', which is no part"),
+        ({"images/../../x.webp": b"x"}, "no part of a run"),
+        ({"images/page.html": b"<script>"}, "no part of a run"),
+        ({"policy.pkl": b"x"}, "no part of a run"),
+        ({"run.json": None}, "lacks run.json"),
+        ({"run.json": b"[1]"}, "run.json is not as this program writes it"),
+        ({"run.json": b"{"}, "run.json is not as this program writes it"),
+        ({"events.jsonl": b"nonsense\n"}, "line 1 of events.jsonl"),
+        ({"events.jsonl": b'{"kind":"Evaluated","iteration":0,"time":1,"data":{}}\n'}, "Evaluated lacks 'breakdown'"),
+        ({"events.jsonl": b'{"kind":"Unheard","iteration":0,"time":1,"data":{}}\n'}, "line 1 of events.jsonl.*Unheard"),
+        ({"checkpoints/000006/ema.safetensors": b"x"}, "is truncated"),
+    ],
+)
+def test_what_is_no_archive_of_ours_is_refused_and_leaves_nothing(
+    store: Store, tmp_path: Path, files: dict[str, bytes | None], complaint: str
+) -> None:
+    path = altered(write_archive(store, recorded(store)), tmp_path / "altered.zip", **files)
+    other = Store(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=complaint):
+        read_archive(other, path)
+    assert other.runs() == []
+    assert {item.name.split("-")[0] for item in other.location.iterdir()} == {"runs.db"}
+    assert not (tmp_path / "outside.txt").exists()
+
+
+def test_an_id_that_leads_elsewhere_is_refused(store: Store, tmp_path: Path) -> None:
+    path = write_archive(store, recorded(store))
+    head = json.loads(zipfile.ZipFile(path).read("run.json")) | {"id": "../up"}
+    with pytest.raises(ValueError, match=r"id = '../up'"):
+        read_archive(store, altered(path, tmp_path / "altered.zip", **{"run.json": json.dumps(head).encode()}))
+
+
+def test_a_torn_file_is_refused(store: Store, tmp_path: Path) -> None:
+    whole = write_archive(store, recorded(store)).read_bytes()
+    for content in (b"no zip at all", whole[: len(whole) // 2]):
+        (tmp_path / "torn.zip").write_bytes(content)
+        with pytest.raises(ValueError, match=r"torn.zip is not a readable archive of a run"):
+            read_archive(store, tmp_path / "torn.zip")
+    with pytest.raises(ValueError, match="there is no file"):
+        read_archive(store, tmp_path / "nowhere.zip")
+
+
+def test_an_archive_that_would_fill_the_disk_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_archive(store, recorded(store))
+    monkeypatch.setattr(export, "LARGEST", 1000)
+    with pytest.raises(ValueError, match="would unpack to"):
+        read_archive(store, path)
+    monkeypatch.undo()
+    monkeypatch.setattr(export.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10))
+    with pytest.raises(ValueError, match="make room first"):
+        read_archive(store, path)
+
+
+def test_a_full_disk_leaves_no_half_file(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = recorded(store)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(zipfile.ZipFile, "write", full)
+    with pytest.raises(StoreError, match="No space left on device; free some space"):
+        write_archive(store, run)
+    assert list((store.folder(run) / "exports").iterdir()) == []
+
+
+def test_without_a_checkpoint_there_are_no_weights(store: Store) -> None:
+    config = toy_config(3)
+    run = store.create("train", config.model_dump(mode="json"), title="Bare", origin="test")
+    with pytest.raises(CheckpointError, match="has no checkpoint"):
+        write_weights(store, run)
+    other = store.create("pretrain", {}, title="Bare", origin="test")
+    with pytest.raises(ValueError, match="of kind 'pretrain'"):
+        write_weights(store, other)
+
+
+def trained(store: Store, config: RunConfig) -> tuple[str, Policy]:
+    """A run with one checkpoint of weights that differ from the base, and its policy."""
+    policy = load_policy(config, None, "cpu")
+    noise = torch.Generator().manual_seed(0)
+    moved = {name: value.detach() + 0.02 * torch.randn(value.shape, generator=noise) for name, value in policy.parameters.items()}
+    policy.load(moved)
+    run = store.create("train", config.model_dump(mode="json"), title="Trained", origin="test")
+    store.record(run, CheckpointReady(4, {"policy": moved, "ema": moved}, {"best": 4}))
+    return run, policy
+
+
+def jumps(generator: object) -> torch.Tensor:
+    """What a generator makes of fixed noise."""
+    x = torch.randn(2, *generator.latent_shape, generator=torch.Generator().manual_seed(1))  # type: ignore[attr-defined]
+    with torch.no_grad():
+        return generator.bind(generator.embed(PROMPTS[:2]))(x, 1.0, 0.0)  # type: ignore[attr-defined]
+
+
+def test_exported_weights_are_a_model_that_loads(store: Store) -> None:
+    run, policy = trained(store, configure("shapes"))
+    path = write_weights(store, run)
+    again = configure("shapes", {"model.weights": str(path)}).model.load(torch.device("cpu"))
+    assert torch.equal(jumps(again), jumps(policy.generator))
+    assert not torch.equal(jumps(again), jumps(configure("shapes").model.load(torch.device("cpu"))))
+
+
+def test_an_exported_adapter_loads_with_peft(store: Store, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    run, policy = trained(store, configure("shapes_lora"))
+    with zipfile.ZipFile(write_weights(store, run, 4)) as archive:
+        archive.extractall(tmp_path / "adapter")
+    generator = configure("shapes").model.load(torch.device("cpu"))
+    generator.network = PeftModel.from_pretrained(generator.network.requires_grad_(False), tmp_path / "adapter").eval()
+    torch.testing.assert_close(jumps(generator), jumps(policy.generator))
+    assert all(".default." not in name for name in load_file(tmp_path / "adapter" / "adapter_model.safetensors"))
+
+
+def test_an_archive_is_the_same_whoever_reads_it(store: Store) -> None:
+    """Any program reads the events: one JSON object on each line."""
+    run = recorded(store)
+    with zipfile.ZipFile(io.BytesIO(write_archive(store, run).read_bytes())) as archive:
+        lines = [json.loads(line) for line in archive.read("events.jsonl").splitlines()]
+        assert [line["kind"] for line in lines] == [row.kind for row in store.events(run)]
+        assert "exports" not in "".join(archive.namelist())
