@@ -167,6 +167,25 @@ def test_pause_holds_at_the_next_event_and_run_goes_on(store):
     assert store.run(run).status == "done"
 
 
+def test_a_change_of_settings_reaches_the_controls_and_stays_until_the_run_takes_it(store):
+    seen = []
+
+    def start(resume, controls):
+        for event in toy(resume, controls):
+            seen.append(dict(controls.changes))
+            yield event
+
+    run = new_run(store)
+    job = Job(store, run, start)
+    job.advance()
+    store.wish(run, "change", {"sampler.noise": 0.5})
+    store.wish(run, "change", {"sampler.anchor": 1, "sampler.noise": 0.25})
+    while not job.over:
+        job.advance()
+    assert seen[0] == {}
+    assert seen[-1] == {"sampler.noise": 0.25, "sampler.anchor": 1}
+
+
 def test_save_and_sample_are_granted_once(store):
     run = new_run(store)
     job = Job(store, run, toy)

@@ -102,12 +102,12 @@ def test_controls_write_wishes_and_show_what_became_of_them(
     expect(page.locator('[data-wish="resume"]')).to_be_hidden()
     page.locator('[data-wish="pause"]').click()
     expect(page.locator('[data-slot="badge"]')).to_contain_text("pausing")
-    assert served.store.take_wishes(run) == ["pause"]
+    assert [wish.wanted for wish in served.store.take_wishes(run)] == ["pause"]
     served.store.set_status(run, "paused")
     expect(page.locator('[data-slot="badge"]')).to_contain_text("paused")
     page.locator('[data-wish="resume"]').click()
     expect(page.locator('[data-wish="resume"]')).to_be_disabled()
-    assert served.store.take_wishes(run) == ["run"]
+    assert [wish.wanted for wish in served.store.take_wishes(run)] == ["run"]
 
 
 def test_controls_of_a_finished_run_are_off(finished: Page) -> None:

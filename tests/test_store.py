@@ -357,7 +357,7 @@ def test_wishes_are_given_once_and_in_order(store):
     for wanted in ("pause", "save", "sample", "stop"):
         store.wish(run, wanted)
     assert store.run(run).wanted == "stop"
-    assert store.take_wishes(run) == ["pause", "save", "sample", "stop"]
+    assert [wish.wanted for wish in store.take_wishes(run)] == ["pause", "save", "sample", "stop"]
     assert store.take_wishes(run) == []
 
 

@@ -213,7 +213,7 @@ def test_a_control_is_a_wish_in_the_store_for_whoever_drives_the_run(studio: Stu
     run = recorded(studio, until=3, status="running")
     studio.control(run, "save")
     studio.control(run, "pause")
-    assert studio.store.take_wishes(run) == ["save", "pause"]
+    assert [wish.wanted for wish in studio.store.take_wishes(run)] == ["save", "pause"]
 
 
 def test_controlling_a_finished_run_is_refused_with_a_sentence(studio: Studio) -> None:

@@ -78,7 +78,7 @@ def _metrics(config: RunConfig, iteration: int) -> dict[str, float]:
     wave = 0.03 * _noise(iteration)
     return {
         "reward": 0.3 + 0.4 * share + wave,
-        "reward_spread": 0.25 - 0.1 * share + wave / 5,
+        "reward_std": 0.25 - 0.1 * share + wave / 5,
         "kl": 0.4 * share + abs(wave),
         "clip_fraction": 0.05 + abs(wave),
         "ratio": 1.0 + wave * 1e-4,

@@ -44,7 +44,7 @@ def branch_state(checkpoint: CheckpointReady, parent: RunConfig, config: RunConf
             f"iterations = {config.iterations}: the branch begins after iteration {checkpoint.iteration}, so nothing is left; "
             f"ask for more than {checkpoint.iteration}"
         )
-    state = checkpoint.state | {"checked": False, "evaluated": -1, "config": config.model_dump(mode="json")}
+    state = checkpoint.state | {"checked": False, "evaluated": -1, "changes": {}, "config": config.model_dump(mode="json")}
     if config.rollout != parent.rollout or config.sampler != parent.sampler:
         state["spreads"] = [1.0] * len(config.training_steps)  # what was learned of other steps is no guide to these
     state |= {"best": checkpoint.iteration, "best_reward": -math.inf}  # of this run; its first evaluation says how good that is

@@ -215,6 +215,7 @@ class RunConfig(Settings):
     task: _choice(TASKS) = Field(default_factory=TASKS["shapes"], description="prompts and domain")  # type: ignore[valid-type]
     model: _choice(MODELS) = Field(default_factory=MODELS["shapes"], description="the generator that is aligned")  # type: ignore[valid-type]
     sampler: _choice(SAMPLERS) = Field(default_factory=SAMPLERS["asfmc"], description="transition kernel of the rollouts")  # type: ignore[valid-type]
+    prompts: tuple[str, ...] = Field((), description="prompts to train on, separated by commas; none: all of the task's")
     rewards: tuple[WeightedReward, ...] = Field(
         default_factory=lambda: _rewards(shapes_dense=0.5, shapes_exact=0.5, shapes_fidelity=0.2),
         min_length=1,
@@ -251,6 +252,8 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _agrees(self) -> "RunConfig":
         check_domain(self)
+        for prompt in self.prompts:
+            self.task.check(prompt)
         check_maps(self)
         check_noise(self)
         check_rollout(self)
@@ -376,6 +379,22 @@ def change(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     for key, value in sorted(changes.items(), key=lambda item: not _chooses_extension(item[0])):
         _set(values, key, _read(value))
     return parse_config(values)
+
+
+LIVE = ("sampler", "prompts", "optimizer.learning_rate", "objective.kl_weight", "objective.clip_range")
+"""What may change while a run goes on: settings, and extensions with all of theirs but their name."""
+
+
+def change_live(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """A running configuration with dotted changes applied.
+
+    Raises: ValueError: one line for each mistake; lists what may change, where something else was asked for.
+    """
+    for key in changes:
+        if _chooses_extension(key) or not any(key == live or key.startswith(f"{live}.") for live in LIVE):
+            choices = ", ".join(["sampler.*" if live == "sampler" else live for live in LIVE])
+            raise ValueError(f"{key} cannot change while a run goes on; it can be set in a new run. What can change: {choices}")
+    return change(config, changes) if changes else config
 
 
 def parse_config(values: Mapping[str, Any]) -> RunConfig:

@@ -127,18 +127,27 @@ class CheckpointReady:
 
 
 @dataclass(frozen=True)
+class Changed:
+    """Settings that hold from the next iteration on, by dotted key."""
+
+    iteration: int  # after which they changed
+    changes: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Finished:
     iteration: int
     summary: dict[str, Any]
 
 
-Event = Progress | Started | PreflightDone | GroupsScored | IterationDone | Evaluated | Sampled | CheckpointReady | Finished
+Event = Progress | Started | PreflightDone | GroupsScored | IterationDone | Evaluated | Sampled | Changed | CheckpointReady | Finished
 
 
 @dataclass
 class Controls:
-    """Wishes of whoever drives a run; read at the next iteration boundary, where `save` and `sample` are cleared."""
+    """Wishes of whoever drives a run; read at the next iteration boundary, where all but `stop` are cleared."""
 
     stop: bool = False
     save: bool = False
     sample: bool = False
+    changes: dict[str, Any] = field(default_factory=dict)  # settings by dotted key, as `config.change_live` takes them

@@ -49,6 +49,7 @@ class History:
     checks: Recorded | None = None
     sampled: Recorded | None = None
     finished: Recorded | None = None
+    changes: tuple[Recorded, ...] = ()  # of settings, while the run went on
     changed: Mapping[str, int] = field(default_factory=dict)
 
     def extended(self, rows: Iterable[Row]) -> "History":
@@ -75,6 +76,14 @@ class History:
         key = str(self.rollout_steps if steps is None else steps)
         found = [(item.iteration, item.data["measures"].get(key, {}).get(name)) for item in self.evaluations]
         return [(at, m["value"], m["low"], m["high"]) for at, m in found if m is not None]
+
+    @property
+    def changes_told(self) -> list[tuple[int, str]]:
+        """What was changed while the run went on: after which iteration, and in words."""
+        return [
+            (item.iteration, ", ".join(f"{key.replace('_', ' ')} = {value}" for key, value in item.data["changes"].items()))
+            for item in self.changes
+        ]
 
     @property
     def rollout_steps(self) -> int:
@@ -125,6 +134,9 @@ def _folded(history: History, row: Row) -> History:
             return replace(history, checks=here, changed={**history.changed, "checks": row.id})
         case "Sampled":
             return replace(history, sampled=here, changed={**history.changed, "sampled": row.id})
+        case "Changed":
+            changed = {**history.changed, "charts": row.id, "knobs": row.id}
+            return replace(history, changes=(*history.changes, here), changed=changed)
         case "Finished":
             return replace(history, finished=here)
     return history

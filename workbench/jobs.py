@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from workbench.contracts import RewardFailed
 from workbench.events import CheckpointReady, Controls, Event, Finished, IterationDone, Started
+from workbench.records import Wish
 from workbench.store import Store, StoreError
 
 T = TypeVar("T")
@@ -118,15 +119,17 @@ class Job:
     def _obey(self, at_once: bool = False) -> None:
         now = time.monotonic()
         self._woken.clear()
-        wishes = [self._asked.popleft() for _ in range(len(self._asked))]
+        wishes = [Wish(self._asked.popleft(), {}) for _ in range(len(self._asked))]
         if at_once or now - self._polled >= POLL_SECONDS:
             self._polled = now
             wishes += self._store.take_wishes(self.run)
-        for wanted in wishes:
+        for wanted, changes in wishes:
             if wanted in ("run", "pause"):
                 self._pausing = wanted == "pause"
             elif wanted == "stop":
                 self._stopping = self._controls.stop = True
+            elif wanted == "change":
+                self._controls.changes = self._controls.changes | changes
             else:
                 setattr(self._controls, wanted, True)
         if self.paused or self._events is not None:

@@ -5,12 +5,12 @@ from collections.abc import Generator as Stream
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from workbench.config import RunConfig
+from workbench.config import RunConfig, change_live
 from workbench.contracts import Generator
 from workbench.events import CheckpointReady, Controls, Progress
 from workbench.examiner import Examiner, expect_finite
@@ -38,6 +38,7 @@ class Learner:
             )
         if config.compute.threads:
             torch.set_num_threads(config.compute.threads)
+        self.changes: dict[str, Any] = {}  # what has been set differently since the run began
         self.config, self.accelerator, self.device = config, accelerator, accelerator.device
         adapter, optimizer = config.adapter, config.optimizer
         self.policy = Policy(
@@ -70,13 +71,22 @@ class Learner:
 
     def draw_prompts(self) -> tuple[list[str], int]:
         """This process's prompts of the iteration, one per group, and the index of its first in the whole batch."""
-        available = self.config.task.prompts("train")
+        available = self.config.prompts or self.config.task.prompts("train")
         wanted, processes = self.config.grpo.groups, self.accelerator.num_processes
         draw = torch.Generator().manual_seed(abs(seed_stream(self.config.seed, "prompts", self.iteration)))
         order = torch.cat([torch.randperm(len(available), generator=draw) for _ in range(math.ceil(wanted / len(available)))])
         own = wanted // processes
         first = own * self.accelerator.process_index
         return [available[index] for index in order[first : first + own].tolist()], first
+
+    def change(self, changes: Mapping[str, Any]) -> None:
+        """Go on with other settings, as far as they may change during a run.
+
+        Raises: ValueError: as `config.change_live`.
+        """
+        self.config = self.examiner.config = change_live(self.config, changes)
+        self.stds = kernel_stds(self.config.sampler, self.config.model.kind, self.config.times)
+        self.changes |= changes
 
     def plan(self) -> Plan:
         """How this iteration's rollout is drawn."""
@@ -229,6 +239,7 @@ class Learner:
             "evaluated": -1 if self.examiner.waiting else self.evaluated,  # what has not been told would be lost, so do it again
             "spreads": self.spreads,
             "updates": self.average.updates,
+            "changes": self.changes,
             **self.examiner.state(),
             "config": self.config.model_dump(mode="json"),
         }
@@ -246,6 +257,7 @@ class Learner:
 
         Raises: ValueError: if its tensors are not this policy's.
         """
+        self.change(checkpoint.state.get("changes", {}))
         self.policy.load(checkpoint.tensors["policy"])
         self.average.load(checkpoint.tensors["ema"], checkpoint.state["updates"])
         if self.behaviour is not None:

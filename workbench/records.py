@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from workbench.exact_json import from_json
 from workbench.processes import is_alive
@@ -49,6 +49,13 @@ class Run:
     def over(self) -> bool:
         """Nothing drives it, so that wishes are in vain; it may be resumable."""
         return self.status in OVER or (self.status == "paused" and self.pid is None)
+
+
+class Wish(NamedTuple):
+    """What somebody asks of a run: run, pause, stop, save, sample; or change, with settings by dotted key."""
+
+    wanted: str
+    changes: dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ from workbench.events import CheckpointReady, Event, GroupsScored, IterationDone
 from workbench.exact_json import fields_of, from_json, to_json
 from workbench.pictures import choose_to_drop, write_sprite
 from workbench.processes import this_process
-from workbench.records import DRIVEN, Row, Run, Vote, numbers_of, picture_of, read_row, read_run
+from workbench.records import DRIVEN, Row, Run, Vote, Wish, numbers_of, picture_of, read_row, read_run
 from workbench.tables import BUSY_SECONDS, EVENTS, RUNS, VOTES, WISHES, open_database
 
 __all__ = ["WISHABLE", "CheckpointError", "Row", "Run", "Store", "StoreError", "Vote"]
 
-WISHABLE = ("run", "pause", "stop", "save", "sample")
+WISHABLE = ("run", "pause", "stop", "save", "sample", "change")
 
 TITLE_LENGTH, TAG_LENGTH, NOTE_LENGTH = 200, 40, 20_000
 """Most characters that people may write about a run."""
@@ -274,8 +274,8 @@ class Store:
 
     # Wishes and the driver's side
 
-    def wish(self, run: str, wanted: str) -> None:
-        """Ask whoever drives the run to "run", "pause", "stop", "save" or "sample".
+    def wish(self, run: str, wanted: str, changes: dict[str, Any] | None = None) -> None:
+        """Ask whoever drives the run to "run", "pause", "stop", "save", "sample", or "change" settings given by dotted key.
 
         Raises: ValueError: if the wish is unknown, or nobody drives the run any more.
         """
@@ -286,19 +286,19 @@ class Store:
             reason = f" ({found.error})" if found.error else ""
             raise ValueError(f"run {found.id} is {found.status}{reason}, so nothing can be asked of it; resume it to go on")
         with self._writing() as connection:
-            connection.execute(insert(WISHES).values(run=found.id, wanted=wanted))
+            connection.execute(insert(WISHES).values(run=found.id, wanted=wanted, changes=to_json(changes or {})))
             if wanted in ("run", "pause", "stop"):
                 connection.execute(update(RUNS).where(RUNS.c.id == found.id).values(wanted=wanted))
 
-    def take_wishes(self, run: str) -> list[str]:
+    def take_wishes(self, run: str) -> list[Wish]:
         """The wishes since the last call, oldest first; each is given once."""
         if not self._read(select(WISHES.c.id).where(WISHES.c.run == run).limit(1)):
             return []
         with self._writing() as connection:
-            pending = select(WISHES.c.id, WISHES.c.wanted).where(WISHES.c.run == run).order_by(WISHES.c.id)
+            pending = select(WISHES.c.id, WISHES.c.wanted, WISHES.c.changes).where(WISHES.c.run == run).order_by(WISHES.c.id)
             taken = connection.execute(pending).all()
             connection.execute(delete(WISHES).where(WISHES.c.run == run, WISHES.c.id <= taken[-1].id))
-        return [row.wanted for row in taken]
+        return [Wish(row.wanted, from_json(row.changes or "{}")) for row in taken]
 
     def claim(self, run: str) -> None:
         """Make this process the one that drives the run; wishes to an earlier driver are forgotten.

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from workbench.branching import branch_state
-from workbench.config import RunConfig, parse_config
+from workbench.branching import branch_state, flat
+from workbench.config import RunConfig, change_live, parse_config
 from workbench.events import CheckpointReady, Controls, Event
 from workbench.galleries import Galleries
 from workbench.history import History, Recorded
@@ -21,7 +21,7 @@ T = TypeVar("T")
 WATCHED = 16
 """Most runs whose history is kept in memory; others are read again from the store."""
 
-_KINDS = ("Started", "PreflightDone", "IterationDone", "Evaluated", "Sampled", "Finished")
+_KINDS = ("Started", "PreflightDone", "IterationDone", "Evaluated", "Sampled", "Changed", "Finished")
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,22 @@ class Studio:
             self.resume(run)
         else:
             self.store.wish(run, "run" if wish == "resume" else wish)
+
+    def settings(self, run: Run) -> RunConfig:
+        """The settings of a training run as they are now: those it began with, and what was changed since."""
+        config = parse_config(run.config)
+        for item in self._history(run.id).changes:
+            config = change_live(config, item.data["changes"])
+        return config
+
+    def change(self, run: str, changes: dict[str, Any]) -> None:
+        """Let a run go on with other settings from its next iteration on.
+
+        Raises: ValueError: if they are not valid, not to be changed while it goes on, or nobody drives the run.
+        """
+        found = self.store.run(run)
+        settings = flat(change_live(self.settings(found), changes).model_dump(mode="json"))
+        self.store.wish(found.id, "change", {key: settings[key] for key in changes})
 
     def _history(self, run: str) -> History:
         """The kept snapshot extended by what is new; snapshots are immutable, so two readers at once do no harm."""

@@ -82,6 +82,7 @@ WISHES = Table(
     Column("id", _row_id, primary_key=True, autoincrement=True),
     Column("run", ForeignKey("runs.id"), nullable=False, index=True),
     Column("wanted", String(20), nullable=False),
+    Column("changes", Text),  # JSON, of a wish for other settings
     sqlite_autoincrement=True,
 )
 

@@ -12,6 +12,7 @@ from workbench.config import RunConfig
 from workbench.contracts import RewardFailed
 from workbench.evaluate import to_uint8
 from workbench.events import (
+    Changed,
     CheckpointReady,
     Controls,
     Event,
@@ -67,6 +68,10 @@ def train(
             yield learner.checkpoint()
         wishes = learner.agree(controls)
         while learner.iteration < config.iterations and not wishes.stop:
+            if wishes.changes:
+                controls.changes = {}
+                learner.change(wishes.changes)
+                yield Changed(learner.iteration, wishes.changes)
             yield from _iterate(learner)
             yield from _evaluate(learner)
             wishes = learner.agree(controls)

@@ -6,7 +6,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from workbench.figures.style import QUIET, TRAIN, figure, raw_and_smooth
+from workbench.figures.style import QUIET, TRAIN, figure, mark_changes, raw_and_smooth
 from workbench.history import History
 
 
@@ -23,6 +23,7 @@ class Gauge:
         chart = figure(self.title, self.healthy, x="", height=170)
         points = history.metric(self.metric)
         raw_and_smooth(chart, points, "smoothed", TRAIN)
+        mark_changes(chart, history.changes_told)
         bound = _setting(config, self.limit[0]) if self.limit else None
         # a bound far above the data would flatten the line it is meant to judge
         if bound and self.limit and points and max(value for _, value in points) > 0.3 * bound:
@@ -66,7 +67,7 @@ GAUGES: dict[str, Callable[[History, Mapping[str, Any]], go.Figure]] = {
         "Change over weights. Healthy: 1e-5 to 1e-2 and steady. Far off either way: adjust the learning rate.",
     ),
     "reward_spread": Gauge(
-        "reward_spread",
+        "reward_std",
         "Reward spread inside groups",
         "Healthy: well above zero, shrinking late. At zero nothing is left to learn: more noise or harder prompts.",
     ),

@@ -5,7 +5,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from workbench.figures.style import HELD_OUT, SERIES, TRAIN, faded, figure, raw_and_smooth
+from workbench.figures.style import HELD_OUT, SERIES, TRAIN, faded, figure, mark_changes, raw_and_smooth
 from workbench.health import held_out_reward, judges, rollout_steps
 from workbench.history import History
 
@@ -22,6 +22,7 @@ def reward_curve(history: History, config: Mapping[str, Any]) -> go.Figure:
     """Reward of training and held-out prompts, and what judges say, with 95 % bands; the parts start hidden in the legend."""
     chart = figure("Reward", HEALTHY, y="reward", height=330)
     chart.update_layout(showlegend=True)
+    mark_changes(chart, history.changes_told)
     raw_and_smooth(chart, history.metric("reward"), "training", TRAIN)
     _held_out(chart, held_out_reward(history, config), "held-out", HELD_OUT, visible=True)
     for name, colour in zip(reward_names(config), (SERIES[4], SERIES[5], SERIES[1], SERIES[3]), strict=False):

@@ -86,6 +86,28 @@ def figure(title: str, healthy: str, *, x: str = "iteration", y: str = "", heigh
     return chart
 
 
+def mark_changes(chart: go.Figure, changes: Sequence[tuple[int, str]]) -> None:
+    """A thin line at each iteration after which settings were changed; what they were shows on hovering.
+
+    Args:
+        changes: iteration, and what was set, in words.
+    """
+    for iteration, _ in changes:
+        chart.add_vline(x=iteration, line={"color": QUIET, "width": 1, "dash": "dash"})
+    if changes:
+        chart.add_scatter(
+            x=[iteration for iteration, _ in changes],
+            y=[1.0] * len(changes),
+            yaxis="y2",
+            mode="markers",
+            marker={"symbol": "triangle-down", "size": 9, "color": QUIET},
+            text=[told for _, told in changes],
+            hovertemplate="%{text}<extra>changed</extra>",
+            showlegend=False,
+        )
+        chart.update_layout(yaxis2={"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True})
+
+
 def raw_and_smooth(chart: go.Figure, points: Points, name: str, colour: str) -> None:
     """A thin line of every value and a strong one of its moving average."""
     if not points:

@@ -2,7 +2,7 @@
 
 import json
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -30,6 +30,28 @@ def render(model: BaseModel) -> str:
         target.append(_field(name, name, field, field.annotation, value))
     blocks = {"wb-fields": plain, "wb-choices": choices, "wb-lists": lists, "wb-folds": folded}
     return "".join(f'<div class="{name}">{"".join(parts)}</div>' for name, parts in blocks.items())
+
+
+def knobs(config: BaseModel, keys: Iterable[str]) -> str:
+    """Single fields of a configuration by dotted key, such as `optimizer.learning_rate`, named by their key.
+
+    Where a key holds an extension, all of its numbers. Keys that the configuration does not have are passed over.
+    """
+    found = []
+    for key in keys:
+        node: Any = config
+        *path, last = key.split(".")
+        for part in path:
+            node = getattr(node, part, None)
+        value = getattr(node, last, None)
+        if isinstance(value, BaseModel):
+            numbers = [name for name in type(value).model_fields if isinstance(getattr(value, name), int | float)]
+            found.append(knobs(config, [f"{key}.{name}" for name in numbers]))
+        elif value is not None:
+            info = type(node).model_fields[last]
+            label = _label(last) if len(path) == 0 else f"{_label(last)} <span>{path[0]}</span>"
+            found.append(_wrapped(key, label, info.description, _input(key, info, info.annotation, value)))
+    return "".join(found)
 
 
 def read(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,15 +2,17 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache, partial
 from typing import Any
 
+from workbench.config import LIVE
 from workbench.figures import FIGURES
 from workbench.figures.throughput import images_per_second
 from workbench.health import verdicts
 from workbench.history import History, Recorded
+from workbench.panels import form
 from workbench.panels.page import Parts, rounded, sprite, value
 from workbench.store import Run
 from workbench.studio import Studio, View
@@ -45,7 +47,19 @@ def _parts(studio: Studio, view: View, at: int) -> Parts:
         "pairs": (_stamp(view, "pairs"), lambda: _pairs(studio, run, history)),
         "sampled": (_stamp(view, "sampled"), lambda: _sheet(studio, run, history.sampled)),
         "config": (run.id, lambda: run.config),
+        "knobs": _knobs(studio, view),
     }
+
+
+def _knobs(studio: Studio, view: View) -> tuple[str, Callable[[], Any]]:
+    """The settings that may change while a run goes on, and what has been changed."""
+    run, changed = view.run, [[item.iteration, item.data["changes"]] for item in view.history.changes]
+    turns = run.kind == "train" and not run.over
+
+    def made() -> dict[str, Any]:
+        return {"form": form.knobs(studio.settings(run), LIVE) if turns else "", "changes": changed}
+
+    return f"{_stamp(view, 'knobs')}:{turns}", made
 
 
 def _charts(view: View, wanted: Sequence[str]) -> Parts:

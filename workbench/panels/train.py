@@ -34,6 +34,15 @@ def explain(studio: Studio, values: dict[str, Any]) -> dict[str, Any]:
     return {"noise": [asdict(step) | {"rate": min(step.rate, 1e9)} for step in noise_of_steps(config)]}
 
 
+def change(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
+    """Turn knobs of a run that goes on; takes effect with its next iteration."""
+    changes = dict(asked["changes"])
+    if "prompts" in changes:
+        changes |= form.read(RunConfig, {"prompts": changes["prompts"]})
+    studio.change(asked["run"], changes)
+    return {}
+
+
 def control(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
     studio.control(asked["run"], asked["wish"])
     return {}
@@ -56,6 +65,6 @@ PAGE = Page(
     "Train",
     layout,
     ("pictures.js", "form.js", "train.js"),
-    {"settings": settings, "start": start, "explain": explain, "control": control},
+    {"settings": settings, "start": start, "explain": explain, "control": control, "change": change},
     live.update,
 )

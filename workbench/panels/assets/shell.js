@@ -39,6 +39,17 @@ window.workbench = (() => {
     node.replaceChildren(...lines.map((line) => make("li", "", line)));
     show(node, lines.length > 0);
   };
+  // A slider above a number whose range is known; either moves the other, and a change is the number's.
+  const slider = (input) => {
+    const range = make("input");
+    Object.assign(range, { type: "range", min: input.dataset.min, max: input.dataset.max, step: "any", value: input.value });
+    range.setAttribute("aria-label", `${input.name}, slider`);
+    range.addEventListener("input", () => { input.value = String(+Number(range.value).toPrecision(3)); input.dispatchEvent(new Event("input", { bubbles: true })); });
+    range.addEventListener("change", (event) => { event.stopPropagation(); input.dispatchEvent(new Event("change", { bubbles: true })); });
+    input.addEventListener("input", () => { range.value = input.value; });
+    input.before(range);
+    return range;
+  };
   // A line at the foot of the window that says what was done, and offers to take it back.
   const toast = (text, undo) => {
     const box = root.querySelector('[data-slot="toast"]');
@@ -176,7 +187,7 @@ window.workbench = (() => {
   };
 
   return Object.assign(wb, {
-    setText, setAttr, show, make, number, duration, when, words, fileUrl, marks, table, settled, complain, toast, address, go, asks, receive, mount,
+    setText, setAttr, show, make, number, duration, when, words, fileUrl, marks, table, settled, complain, slider, toast, address, go, asks, receive, mount,
     page: (name, make) => makers.set(name, make), runs: [],
   });
 })();

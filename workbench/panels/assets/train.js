@@ -60,6 +60,19 @@ window.workbench.page("train", (page) => {
         return card;
       }));
     },
+    knobs(knobs) {
+      const fields = page.slot("knob-fields");
+      wb.show(page.slot("knobs"), Boolean(knobs.form || knobs.changes.length));
+      if (fields.contains(document.activeElement)) page.forget("knobs"); // whoever turns one is not disturbed
+      else {
+        fields.innerHTML = knobs.form;
+        for (const input of fields.querySelectorAll("input[data-min][data-max]")) wb.slider(input);
+      }
+      page.slot("knob-changes").replaceChildren(...knobs.changes.map(([iteration, changes]) => {
+        const told = Object.entries(changes).map(([key, value]) => `${wb.words(key)} = ${Array.isArray(value) ? value.join(", ") || "all" : value}`);
+        return wb.make("li", "", `after iteration ${iteration}: ${told.join("; ")}`);
+      }));
+    },
     groups: (groups) => pictures.groups(groups),
     pairs: (pairs) => pictures.pairs(pairs),
     sampled: (sheet) => pictures.sheet(sheet),
@@ -99,6 +112,13 @@ window.workbench.page("train", (page) => {
       page.at = 0;
       page.forget("groups");
     }
+  });
+
+  page.slot("knob-fields").addEventListener("change", async (event) => {
+    if (!event.target.name) return;
+    const reply = await page.ask("change", { run: wb.address.get("run"), changes: { [event.target.name]: event.target.value } });
+    wb.complain(page.slot("knob-errors"), reply.errors || []);
+    if (!reply.errors) wb.toast(`${wb.words(event.target.name)} = ${event.target.value} from the next iteration on`);
   });
 
   return { parts, open, told, asks: () => ({ at: page.at }) };
