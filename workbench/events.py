@@ -140,7 +140,9 @@ class Finished:
     summary: dict[str, Any]
 
 
-Event = Progress | Started | PreflightDone | GroupsScored | IterationDone | Evaluated | Sampled | Changed | CheckpointReady | Finished
+Event = (
+    Progress | Started | PreflightDone | GroupsScored | IterationDone | Evaluated | Sampled | Changed | CheckpointReady | Finished
+)
 
 
 @dataclass

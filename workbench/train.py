@@ -60,11 +60,13 @@ def train(
         learner.restore(resume)
     yield Started(learner.iteration, _facts(learner))
     try:
-        if learner.evaluated < learner.iteration:  # a new run, or one whose last evaluation was lost
+        behind = learner.evaluated < learner.iteration  # a new run, or one whose last evaluation was lost
+        if behind:
             yield from _evaluate(learner)
         if not learner.checked:
             yield PreflightDone(learner.iteration, (yield from preflight(learner)))
-            learner.checked = True
+            learner.checked = behind = True
+        if behind:
             yield learner.checkpoint()
         wishes = learner.agree(controls)
         while learner.iteration < config.iterations and not wishes.stop:
