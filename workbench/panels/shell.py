@@ -91,7 +91,7 @@ def update(studio: Studio, pages: Mapping[str, Page], asked: Mapping[str, Any]) 
 def layout(pages: Sequence[Page]) -> str:
     """All pages in their frame; the first is open until the address says otherwise."""
     links = "".join(f'<a href="?tab={page.name}" data-go="{page.name}">{escape(page.label)}</a>' for page in pages)
-    sections = "".join(f'<main data-page="{page.name}" hidden>{page.layout()}</main>' for page in pages)
+    sections = "".join(f'<section data-page="{page.name}" hidden>{page.layout()}</section>' for page in pages)
     text = (ASSETS / "shell.html").read_text().replace("<!-- links -->", links).replace("<!-- pages -->", sections)
     for mark in "`\\$":  # Gradio reads the layout as a JavaScript template
         text = text.replace(mark, f"&#{ord(mark)};")
