@@ -123,5 +123,5 @@ def test_what_cannot_be_compared_says_why(store: Store) -> None:
 def test_a_checkpoint_that_is_missing_names_the_others(store: Store) -> None:
     found = galleries(store)
     a, _ = found.pair(comparison(a_run(store), a=7))
-    with pytest.raises(ValueError, match="no complete checkpoint after iteration 7.*other checkpoints of this run: 0"):
+    with pytest.raises(ValueError, match=r"no complete checkpoint after iteration 7.*other checkpoints of this run: 0"):
         found.images(a)

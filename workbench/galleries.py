@@ -158,11 +158,16 @@ class Galleries:
         from workbench.evaluate import stream_images, to_uint8
         from workbench.rollout import drain
 
-        sample = gallery.sample
+        sample, at = gallery.sample, f"run {gallery.run.id} after iteration {gallery.iteration}"
         chosen = self._policies.choose(gallery.run.id, iteration=gallery.iteration)
-        with self._policies.generator(chosen) as generator:
-            times = gallery.config.rollout.grid_of(sample.steps)
-            return to_uint8(drain(stream_images(generator, sample.prompts, sample.seeds, times=times)))
+        if chosen.checkpoint is not None and "ema" not in chosen.checkpoint.tensors:
+            raise ValueError(f"the checkpoint of {at} holds no averaged weights, so it draws nothing; choose another iteration")
+        times = gallery.config.rollout.grid_of(sample.steps)
+        try:
+            with self._policies.generator(chosen) as generator:
+                return to_uint8(drain(stream_images(generator, sample.prompts, sample.seeds, times=times)))
+        except RuntimeError as error:  # weights of another shape, or no memory left
+            raise ValueError(f"{at} cannot be drawn: {error}; choose another iteration, or fewer pictures") from error
 
 
 def config_of(run: Run) -> RunConfig:

@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from workbench.exact_json import from_json
 from workbench.processes import is_alive
@@ -12,6 +12,9 @@ OVER = ("done", "stopped", "failed", "crashed")
 
 DRIVEN = ("queued", "running", "paused")
 """Statuses in which a living process drives the run, or may."""
+
+Choice = Literal["a", "b", "tie"]
+_EXCHANGED: dict[Choice, Choice] = {"a": "b", "b": "a", "tie": "tie"}
 
 _SILENCE_SECONDS = 30.0  # after which a run on another host counts as crashed
 
@@ -83,7 +86,7 @@ class Vote:
     iteration_b: int
     prompt: str
     seed: int
-    choice: str
+    choice: Choice
     id: int = 0  # given by the store
     time: float = 0.0  # seconds since 1970, given by the store
 
@@ -97,7 +100,7 @@ class Vote:
             iteration_a=self.iteration_b,
             run_b=self.run_a,
             iteration_b=self.iteration_a,
-            choice={"a": "b", "b": "a"}.get(self.choice, self.choice),
+            choice=_EXCHANGED[self.choice],
         )
 
 

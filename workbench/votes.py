@@ -2,12 +2,11 @@
 
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from scipy.stats import binomtest
 
-Choice = Literal["a", "b", "tie"]
+from workbench.records import Choice
 
 
 @dataclass(frozen=True)

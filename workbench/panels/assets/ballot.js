@@ -1,0 +1,81 @@
+// The booth: pairs one after the other, on random sides and in random order, until all are voted on; whose is whose is not told.
+window.workbench.booth = (page, compared) => {
+  const wb = window.workbench, { make, setText } = wb;
+  const box = page.slot("booth");
+  let left = [], pairs = 0, session = 0, voter = "", sending = false;
+  const PICKS = [["left", "Left", "←"], ["tie", "No difference", "↓"], ["right", "Right", "→"]];
+
+  const ask = (name, more = {}) => page.ask(name, { ...compared.question(), session, voter, ...more });
+  const open = async (name) => {
+    session = Math.floor(Math.random() * 2 ** 31);
+    voter = name;
+    const reply = await ask("begin");
+    const told = compared.pictures() ? reply.errors || [] : ["There are no pictures to vote on; see what is said at the top."];
+    wb.complain(page.slot("vote-errors"), told);
+    if (told.length) return;
+    ({ left, pairs } = reply);
+    compared.began();
+    build();
+    draw();
+    box.showModal();
+  };
+  const build = () => {
+    const head = make("div", "cmp-zoom-head"), bar = make("progress", "cmp-progress"), end = button("end", "End and reveal", "");
+    bar.max = pairs;
+    bar.setAttribute("aria-label", "Pairs voted on");
+    head.append(make("output", "cmp-count"), bar, end);
+    const stage = make("div", "cmp-booth"), row = make("div", "wb-row");
+    row.append(...PICKS.map(([pick, label, key]) => button(pick, label, key)), button("undo", "Undo", "U"));
+    box.replaceChildren(head, make("h2", "cmp-prompt"), stage, row, Object.assign(make("ul", "wb-errors"), { hidden: true }), make("p", "wb-hint", "Which picture is better? Press an arrow key: left, right, or down for no difference; U takes the last one back. What you voted on is kept at once."));
+  };
+  const button = (act, label, key) => {
+    const node = make("button", act === "end" ? "wb-button small" : "wb-button large", key ? `${key} ${label}` : label);
+    node.type = "button";
+    node.dataset.pick = act;
+    return node;
+  };
+  const draw = () => {
+    const stage = box.querySelector(".cmp-booth"), { a, b, prompts } = compared.pictures();
+    setText(box.querySelector(".cmp-count"), left.length ? `pair ${pairs - left.length + 1} of ${pairs}` : `all ${pairs} pairs are voted on`);
+    box.querySelector("progress").value = pairs - left.length;
+    for (const [pick] of PICKS) box.querySelector(`[data-pick="${pick}"]`).disabled = !left.length;
+    box.querySelector('[data-pick="undo"]').disabled = left.length === pairs;
+    setText(box.querySelector('[data-pick="end"]'), left.length ? "End and reveal" : "Reveal who won");
+    if (!left.length) {
+      setText(box.querySelector(".cmp-prompt"), "Thank you: that was the last pair.");
+      stage.replaceChildren();
+      return box.querySelector('[data-pick="end"]').focus();
+    }
+    const [index, swapped] = left[0], [width, height] = a.sheet.tile, longest = Math.max(width, height);
+    const room = Math.min((Math.min(innerWidth * 0.96, 1100) - 90) / 2 / width, innerHeight * 0.52 / height);
+    setText(box.querySelector(".cmp-prompt"), prompts[index]);
+    stage.replaceChildren(...["left", "right"].map((side) => {
+      const picture = make("button", "cmp-choice");
+      picture.type = "button";
+      picture.dataset.pick = side;
+      picture.setAttribute("aria-label", `The picture on the ${side} is better`);
+      const drawn = make("span", "cmp-pic");
+      wb.sprites.paint(drawn, ((side === "left") === swapped ? b : a).sheet, index, Math.max(1, Math.floor(room)) * longest);
+      picture.append(drawn);
+      return picture;
+    }));
+  };
+  const act = async (pick) => {
+    if (pick === "end") return box.close();
+    if (sending || !(pick === "undo" ? left.length < pairs : left.length)) return;
+    sending = true;
+    const reply = await (pick === "undo" ? ask("undo") : ask("vote", { index: left[0][0], picked: pick }));
+    if (!reply.errors && pick !== "undo") left = left.slice(1);
+    if (!reply.errors && pick === "undo") left = (await ask("begin")).left || left;
+    sending = false;
+    wb.complain(box.querySelector(".wb-errors"), reply.errors || []);
+    draw();
+  };
+  box.addEventListener("click", (event) => { const node = event.target.closest("[data-pick]"); if (node) act(node.dataset.pick); });
+  box.addEventListener("keydown", (event) => {
+    const pick = { ArrowLeft: "left", ArrowRight: "right", ArrowDown: "tie", u: "undo", U: "undo", Backspace: "undo" }[event.key];
+    if (pick && !event.metaKey && !event.ctrlKey) { event.preventDefault(); act(pick); }
+  });
+  box.addEventListener("close", () => { if (box.childElementCount) { box.replaceChildren(); compared.ended(); } });
+  return { open, close: () => { box.replaceChildren(); box.close(); } };
+};
