@@ -6,7 +6,18 @@ import pytest
 import torch
 
 from workbench.contracts import RewardFailed
-from workbench.events import CheckpointReady, Controls, Finished, IterationDone, Preview, Progress, Sampled, Started
+from workbench.events import (
+    CheckpointReady,
+    Controls,
+    Evaluated,
+    Finished,
+    IterationDone,
+    Measure,
+    Preview,
+    Progress,
+    Sampled,
+    Started,
+)
 from workbench.jobs import Job, Worker
 from workbench.store import Store
 
@@ -316,18 +327,43 @@ def until_over(worker, jobs):
         worker.call(lambda: None).result(30)
 
 
-def test_two_jobs_take_turns(store, worker):
+def logged(store, log, name):
+    return Job(store, new_run(store), lambda resume, controls: toy(resume, controls, log=log, name=name))
+
+
+def test_a_job_begins_when_the_one_before_it_has_ended(store, worker):
     log = []
-    runs = [new_run(store), new_run(store)]
-
-    def job(run, name):
-        return Job(store, run, lambda resume, controls: toy(resume, controls, log=log, name=name))
-
-    jobs = [job(runs[0], "a"), job(runs[1], "b")]
+    jobs = [logged(store, log, "a"), logged(store, log, "b")]
+    runs = [job.run for job in jobs]
     submit_together(worker, jobs)
     until_over(worker, jobs)
-    assert [name for name in log if name != "cleaned up"] == ["a", "b"] * TOTAL
+    assert [name for name in log if name != "cleaned up"] == ["a"] * TOTAL + ["b"] * TOTAL
     assert [store.run(run).status for run in runs] == ["done", "done"]
+
+
+def test_a_paused_job_lets_the_next_begin_and_then_they_take_turns(store, worker):
+    log = []
+    jobs = [logged(store, log, "a"), logged(store, log, "b")]
+    jobs[0].ask("pause")
+    gate = threading.Event()
+    for job in jobs:
+        worker.submit(job)
+    while store.run(jobs[1].run).iteration < 1:
+        worker.call(lambda: None).result(30)
+    worker.call(lambda: (store.wish(jobs[0].run, "run"), gate.set())).result(30)
+    until_over(worker, jobs)
+    assert [store.run(job.run).status for job in jobs] == ["done", "done"]
+    assert log.index("a") > log.index("b")
+
+
+def test_a_queued_job_that_is_stopped_ends_without_having_begun(store, worker):
+    log = []
+    jobs = [logged(store, log, "a"), logged(store, log, "b")]
+    store.wish(jobs[1].run, "stop")
+    submit_together(worker, jobs)
+    until_over(worker, jobs)
+    assert [store.run(job.run).status for job in jobs] == ["done", "stopped"]
+    assert "b" not in log
 
 
 def test_a_failing_run_leaves_the_other_alone(store, worker):
@@ -370,7 +406,7 @@ def test_a_call_waits_for_one_event_and_not_for_every_job(store, worker):
     jobs = [Job(store, new_run(store), start(name)) for name in "ab"]
     submit_together(worker, jobs)
     until_over(worker, jobs)
-    assert log[:3] == ["a", "call", "b"]
+    assert log[:3] == ["a", "call", "a"]
 
 
 def test_the_exception_of_a_call_goes_to_its_future(store, worker):
@@ -403,7 +439,7 @@ def test_closing_stops_every_job_with_a_checkpoint(store):
     assert [job.over for job in jobs] == [True, True]
     assert store.run(runs[0]).status in ("stopped", "done")
     assert store.run(runs[1]).status == "stopped"
-    assert all(store.checkpoints(run) for run in runs)
+    assert store.checkpoints(runs[0])
     with pytest.raises(RuntimeError, match="closing"):
         worker.call(lambda: None)
 
@@ -428,3 +464,36 @@ def test_closing_gives_up_on_an_event_that_takes_too_long(store):
     assert worker.close(30)
     assert store.run(run).iteration == 1
     assert answer.done()
+
+
+def test_a_run_pauses_once_where_its_judge_begins_to_disagree(store):
+    """The judge falls from iteration 2 on, while the reward rises."""
+    config = {
+        "iterations": TOTAL,
+        "rewards": [{"reward": {"name": "taste"}, "weight": 1.0}],
+        "eval_rewards": [{"reward": {"name": "judge"}}],
+        "rollout": {"steps": 4},
+        "guard": {"pause_when_hacked": True},
+    }
+
+    def start(resume, controls):
+        yield Started(0, {})
+        for iteration in range(TOTAL):
+            if iteration:
+                yield IterationDone(iteration, {"reward": 0.1 * iteration}, 0.0)
+            judge = 0.5 if iteration < 2 else 0.2
+            figures = {name: Measure(at, at - 0.01, at + 0.01) for name, at in (("taste", 0.1 * iteration), ("judge", judge))}
+            yield Evaluated(iteration, {4: figures}, 8, (), (), Preview(torch.zeros(0, 3, 4, 4, dtype=torch.uint8)))
+        yield Finished(TOTAL, {})
+
+    run = store.create("train", config, title="Toy", origin="test")
+    job = Job(store, run, start)
+    while not job.over and not job.paused:
+        job.advance()
+    assert (job.paused, store.run(run).status, store.cursor(run)) == (True, "paused", len(store.events(run)))
+    assert store.events(run)[-1].iteration == 2
+    store.wish(run, "run")
+    while not job.over:
+        job.advance()
+        assert not job.paused
+    assert store.run(run).status == "done"

@@ -181,6 +181,9 @@ class GuardConfig(Settings):
     collapse: float = Field(
         0.2, ge=0, le=1, description="pause when the held-out reward falls below this share of the base's; 0 never"
     )
+    pause_when_hacked: bool = Field(
+        False, description="pause where the training reward begins to rise at the cost of a judge or of the pictures"
+    )
 
 
 class RecordConfig(Settings):

@@ -24,6 +24,7 @@ class Verdict:
     title: str
     sentence: str
     remedy: str = ""
+    since: int | None = None  # the iteration where the reward and what it stands for parted
 
 
 def verdicts(
@@ -37,6 +38,12 @@ def verdicts(
         found += _signal(history, config)
     order = {"red": 0, "amber": 1, "green": 2}
     return sorted(found, key=lambda verdict: order[verdict.level]) or [_fine(history, config, status)]
+
+
+def parted(history: History, config: Mapping[str, Any]) -> int | None:
+    """The iteration from which on the training reward rises at the cost of what it stands for; None where it does not."""
+    found = [verdict.since for verdict in _hacking(history, config) + _judged(history, config) if verdict.since is not None]
+    return min(found, default=None)
 
 
 def held_out_reward(
@@ -150,7 +157,7 @@ def _hacking(history: History, config: Mapping[str, Any]) -> list[Verdict]:
                 "Raise objective.kl_weight, give a fidelity reward more weight, or go back to a checkpoint before "
                 f"iteration {since}."
             )
-            found.append(Verdict("red", "Reward hacking suspected", sentence, remedy))
+            found.append(Verdict("red", "Reward hacking suspected", sentence, remedy, since))
     return found
 
 
@@ -186,7 +193,7 @@ def _judged(history: History, config: Mapping[str, Any]) -> list[Verdict]:
         )
         if now[3] < base[2]:
             sentence = f"{told}: the policy pleases the reward with something else than what it stands for."
-            found.append(Verdict("red", "Reward hacking suspected", sentence, remedy))
+            found.append(Verdict("red", "Reward hacking suspected", sentence, remedy, since))
         else:
             sentence = f"{told}. For the base it was {base[1]:.3g}."
             found.append(Verdict("amber", "A judge disagrees", sentence, remedy))
@@ -269,6 +276,8 @@ def quiet_groups(groups: Recorded) -> float:
 
 def _fine(history: History, config: Mapping[str, Any], status: str) -> Verdict:
     held = held_out_reward(history, config)
+    if status == "queued":
+        return Verdict("green", "Queued", "It begins as soon as the run before it has ended or is paused.")
     if not history.evaluations and not history.metrics:
         return Verdict("green", "Starting", "The base is being evaluated first, so that there is something to compare with.")
     if len(held) < 2:

@@ -9,7 +9,9 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from workbench.contracts import RewardFailed
-from workbench.events import CheckpointReady, Controls, Event, Finished, IterationDone, Started
+from workbench.events import CheckpointReady, Controls, Evaluated, Event, Finished, IterationDone, Started
+from workbench.health import parted
+from workbench.history import History
 from workbench.records import Wish
 from workbench.store import Store, StoreError
 
@@ -50,6 +52,8 @@ class Job:
         self._asked: deque[str] = deque()
         self._woken = threading.Event()
         self._polled = self._heard = time.monotonic() - POLL_SECONDS
+        self._watches = store.run(run).config.get("guard", {}).get("pause_when_hacked", False)
+        self._history = History()
         self._ending = self._trace = ""  # the final status and a traceback, as long as the disk refuses them
 
     @property
@@ -76,6 +80,19 @@ class Job:
             self._end("stopped")
             raise
         return None
+
+    @property
+    def begun(self) -> bool:
+        """Whether it has taken its first event."""
+        return self._events is not None
+
+    def wait_its_turn(self) -> None:
+        """Obey wishes while another run has the device: one that is stopped before it begins ends here."""
+        if self.over:
+            return
+        self._obey()
+        if self._stopping:
+            self._end("stopped")
 
     def ask(self, wanted: str) -> None:
         """Wish without the store, from any thread or signal handler of this process; the words of `Store.wish`."""
@@ -112,9 +129,21 @@ class Job:
             self._heard = time.monotonic()
         if isinstance(event, Started | IterationDone | Finished):
             self._iteration = event.iteration
+        if isinstance(event, Evaluated) and self._watches:
+            self._look_for_hacking()
         if isinstance(event, IterationDone):
             self._obey(at_once=True)
         return event
+
+    def _look_for_hacking(self) -> None:
+        """Wish for a pause where the latest evaluation is the first that shows it; whoever resumes has seen it."""
+        config = self._store.run(self.run).config
+        rows = self._store.events(self.run, after=self._history.cursor, kinds=("Started", "IterationDone", "Evaluated"))
+        before = self._history.extended(rows[:-1])
+        self._history = before.extended(rows[-1:])
+        if parted(before, config) is None and parted(self._history, config) is not None:
+            self._store.wish(self.run, "pause")
+            self._obey(at_once=True)
 
     def _obey(self, at_once: bool = False) -> None:
         now = time.monotonic()
@@ -161,7 +190,10 @@ class Job:
 
 
 class Worker:
-    """One thread, which owns the device: it takes one event from each job in turn, and runs calls between two events."""
+    """One thread, which owns the device: it takes one event from each job in turn, and runs calls between two events.
+
+    A job begins once those before it have ended or are paused; jobs that have begun share the device.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -208,7 +240,10 @@ class Worker:
             for job in jobs:
                 if self._abandoned:
                     break
-                job.advance()
+                if not job.begun and any(other.begun and not (other.over or other.paused) for other in jobs):
+                    job.wait_its_turn()
+                else:
+                    job.advance()
                 self._answer_calls()
             with self._changed:
                 self._jobs = [job for job in self._jobs if not (job.over and job.settle())]

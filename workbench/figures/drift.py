@@ -5,8 +5,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from workbench.figures.style import QUIET, SERIES, figure
-from workbench.health import HACKED, rollout_steps, statistics
+from workbench.figures.style import QUIET, SERIES, figure, mark_parting
+from workbench.health import HACKED, parted, rollout_steps, statistics
 from workbench.history import History
 
 HEALTHY = "Times the base's value. Healthy: near 1. Above 3, or variety below 0.85: the reward is hacked, raise the KL weight."
@@ -36,6 +36,7 @@ def drift(history: History, config: Mapping[str, Any]) -> go.Figure:
             marker={"size": 5},
             hovertemplate="%{y:.2f}<extra>" + label + "</extra>",
         )
+    mark_parting(chart, parted(history, config))
     if highest > 0.6 * HACKED:
         chart.add_hline(y=HACKED, line={"color": QUIET, "dash": "dot", "width": 1})
     return chart

@@ -5,8 +5,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from workbench.figures.style import HELD_OUT, SERIES, TRAIN, faded, figure, mark_changes, raw_and_smooth
-from workbench.health import held_out_reward, judges, rollout_steps
+from workbench.figures.style import HELD_OUT, SERIES, TRAIN, faded, figure, mark_changes, mark_parting, raw_and_smooth
+from workbench.health import held_out_reward, judges, parted, rollout_steps
 from workbench.history import History
 
 Points = list[tuple[int, float, float, float]]  # iteration, value, low, high
@@ -22,6 +22,7 @@ def reward_curve(history: History, config: Mapping[str, Any]) -> go.Figure:
     """Reward of training and held-out prompts, and what judges say, with 95 % bands; the parts start hidden in the legend."""
     chart = figure("Reward", HEALTHY, y="reward", height=330)
     chart.update_layout(showlegend=True)
+    mark_parting(chart, parted(history, config))
     mark_changes(chart, history.changes_told)
     raw_and_smooth(chart, history.metric("reward"), "training", TRAIN)
     _held_out(chart, held_out_reward(history, config), "held-out", HELD_OUT, visible=True)

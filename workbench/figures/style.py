@@ -108,6 +108,13 @@ def mark_changes(chart: go.Figure, changes: Sequence[tuple[int, str]]) -> None:
         chart.update_layout(yaxis2={"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True})
 
 
+def mark_parting(chart: go.Figure, iteration: int | None) -> None:
+    """Where the reward and what it stands for parted, if they did."""
+    if iteration is not None:
+        label = {"text": "they part here", "font": {"color": DOWN}}
+        chart.add_vline(x=iteration, line={"color": DOWN, "width": 2, "dash": "dot"}, annotation=label)
+
+
 def raw_and_smooth(chart: go.Figure, points: Points, name: str, colour: str) -> None:
     """A thin line of every value and a strong one of its moving average."""
     if not points:
