@@ -490,9 +490,9 @@ def test_a_run_pauses_once_where_its_judge_begins_to_disagree(store):
     job = Job(store, run, start)
     while not job.over and not job.paused:
         job.advance()
-    assert (job.paused, store.run(run).status, store.cursor(run)) == (True, "paused", len(store.events(run)))
+    assert (store.run(run).status, store.run(run).wanted) == ("paused", "pause")
     assert store.events(run)[-1].iteration == 2
-    store.wish(run, "run")
+    job.ask("run")
     while not job.over:
         job.advance()
         assert not job.paused
