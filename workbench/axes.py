@@ -43,7 +43,7 @@ class Cell:
     """One image of a grid."""
 
     request: DrawRequest
-    member: int | None  # which sample of the group; None for the image as deployed
+    pick: int  # the image as deployed for 0, or a sample of the group counted from 1
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ def plan_grid(request: DrawRequest, axes: Sequence[Axis], checkpoints: Sequence[
     cells = []
     for place in itertools.product(*(values for _, values in reversed(read))):
         chosen = dict(zip(reversed(names), place, strict=True))
-        member = chosen.pop("sample", 0) if sampled else None
-        cells.append(Cell(_changed(request, chosen), member))
+        pick = chosen.pop("sample", 1) if sampled else 0
+        cells.append(Cell(_changed(request, chosen), pick))
     return Grid(read, tuple(cells))
 
 

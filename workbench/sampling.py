@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Annotated, Any, Literal, NamedTuple, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union
 
 import torch
 from pydantic import Field
@@ -21,7 +21,10 @@ BATCH = 512
 LARGEST_SEED = 2**53 - 1
 """The largest whole number that a browser holds exactly."""
 
-AnySampler = Annotated[Union[tuple(SAMPLERS.values())], Field(discriminator="name")]  # type: ignore[valid-type] # noqa: UP007
+if TYPE_CHECKING:
+    AnySampler = Any
+else:
+    AnySampler = Annotated[Union[tuple(SAMPLERS.values())], Field(discriminator="name")]  # noqa: UP007
 
 
 class DrawRequest(Settings):
@@ -31,18 +34,22 @@ class DrawRequest(Settings):
     run: str = Field("", max_length=80, description="run whose policy draws; without one, the base of the preset")
     checkpoint: int | None = Field(None, ge=0, description="iteration after which it was kept; without one, the last")
     preset: str = Field("shapes", max_length=80, description="ready-made configuration whose base draws, where there is no run")
-    scale: float = Field(1.0, ge=0, le=1.5, description="how much of what was learned is applied: 0 the base, 1 the tuned policy")
+    scale: float = Field(1.0, ge=0, le=1.5, description="how much of what was learned is applied: 0 is the base, 1 the tuned one")
     prompt: str = Field("", max_length=200, description="what to draw")
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="names the initial noise; the same everywhere in the workbench")
     toward: int | None = Field(None, ge=0, le=LARGEST_SEED, description="second seed, at the other end of a walk")
     share: float = Field(0.0, ge=0, le=1, description="place on the walk between the two seeds")
     steps: int = Field(4, ge=1, le=128, description="steps from noise to image")
-    sampler: AnySampler = Field(default_factory=SAMPLERS["asfmc"], description="transition kernel of the group's samples")  # type: ignore[valid-type]
+    sampler: AnySampler = Field(default_factory=SAMPLERS["asfmc"], description="transition kernel of the group's samples")
     images: int = Field(8, ge=2, le=32, description="samples of the group; all start from the same initial noise")
 
     def group(self, times: Sequence[float]) -> list["Shot"]:
         """The samples of the group, on this grid of times."""
-        return [self._shot(times, self.sampler, member) for member in range(self.images)]
+        return [self.sample(times, member) for member in range(self.images)]
+
+    def sample(self, times: Sequence[float], member: int) -> "Shot":
+        """One sample of the group; the first draws what every other page and command draws at this seed."""
+        return self._shot(times, self.sampler, member)
 
     def deployed(self, kind: FlowMapKind, times: Sequence[float]) -> "Shot":
         """The image of this seed as finished images are drawn."""

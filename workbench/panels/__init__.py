@@ -1,5 +1,5 @@
-from workbench.panels import compare, train
+from workbench.panels import compare, playground, train
 from workbench.panels.page import Page
 
-PAGES: tuple[Page, ...] = (train.PAGE, compare.PAGE)
+PAGES: tuple[Page, ...] = (train.PAGE, playground.PAGE, compare.PAGE)
 """The pages of the dashboard, in the order of its navigation."""
