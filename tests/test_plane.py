@@ -86,6 +86,9 @@ def test_a_walk_keeps_its_ends_its_paths_and_the_noise_of_its_steps():
     assert len(found.noise) == 63
     assert found.masses is not None
     assert found.masses[-1] == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(300))
+    assert found.wanted is not None
+    assert found.wanted[0] == pytest.approx(math.exp(-2), abs=1e-4)
+    assert found.wanted[-1] == pytest.approx(0.5, abs=1e-4)
     assert walk(request(steps=3, data=DATA["grid"], particles=200)).masses is None
 
 

@@ -109,8 +109,8 @@ class Walk:
     stds: tuple[float, ...]  # [K], data units
     noise: tuple[StepNoise, ...]  # of every step but the last
     p_values: tuple[float, ...]  # [S], of the energy test against exact samples of the same time
-    masses: tuple[float, ...] | None  # [S], beyond the middle of the rings, where the data is the double ring
-    wanted: tuple[float, ...] | None  # [S], what it is for exact samples
+    masses: tuple[float, ...] | None  # [S], share beyond radius 2, where the data is the double ring
+    wanted: tuple[float, ...] | None  # [S], what it truly is
 
     @property
     def wrong(self) -> tuple[int, ...]:
@@ -133,7 +133,7 @@ class Accuracy:
     steps: int
     distance: float  # squared energy distance to exact samples
     chance: float  # what it is on average for as many exact samples
-    mass: float | None  # beyond the middle of the double ring
+    mass: float | None  # on the outer ring of the double ring
     error: float | None  # its standard error
 
 
@@ -183,7 +183,7 @@ def walk(request: WalkRequest) -> Walk:
         tuple(kernel_noise(request.sampler, request.map, times)),
         tuple(reference.test(x).p_value for reference, x in zip(references, states, strict=True)),
         tuple(map(outer_mass, states)) if rings else None,
-        tuple(outer_mass(reference.samples) for reference in references) if rings else None,
+        tuple(1 - sum(marginal(request.data, times[node]).profile[: BINS // 2]) for node in nodes) if rings else None,
     )
 
 

@@ -9,6 +9,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -235,8 +236,16 @@ class PlaneLearner:
     @torch.no_grad()
     def particles(self) -> Tensor:
         """What the policy makes of the same noise, as deployed: by deterministic composition; [PARTICLES, 2]."""
-        x, flow_map = self._start, self.policy.generator.bind(torch.zeros(PARTICLES, 1))
-        for t, s in zip(self.times, self.times[1:], strict=False):
+        return self._deployed(self.policy.generator)
+
+    def base_particles(self) -> Tensor:
+        """What the exact map makes of that noise; [PARTICLES, 2]."""
+        with self.policy.reference() as generator:
+            return self._deployed(generator)
+
+    def _deployed(self, generator: Generator) -> Tensor:
+        x, flow_map = self._start, generator.bind(torch.zeros(PARTICLES, 1))
+        for t, s in pairwise(self.times):
             x = deterministic_step(flow_map, x, t, s)
         return x
 
