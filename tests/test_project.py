@@ -59,7 +59,7 @@ LAYERS = (
     {"rollout", "lesson"},
     {"objectives"},
     {"config", "rules"},
-    {"planning", "evaluate", "scoring", "sampling", "axes", "pathlab"},
+    {"planning", "evaluate", "scoring", "sampling", "axes", "pathlab", "retrace"},
     {"examiner", "learner", "update", "preflight", "train", "pretrain", "recipes", "preferences", "plane"},
     {
         "store",
@@ -105,6 +105,7 @@ QUIET = {
     "sampling",
     "axes",
     "pathlab",
+    "retrace",
     "plane",
     "examiner",
     "learner",

@@ -4,6 +4,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from workbench.branching import branch_state, flat
@@ -14,6 +15,7 @@ from workbench.history import History, Recorded
 from workbench.jobs import Job, Worker
 from workbench.plane import PlaneLearners
 from workbench.policies import Policies
+from workbench.retrace import Trace, retrace
 from workbench.store import Run, Store
 
 T = TypeVar("T")
@@ -62,11 +64,15 @@ class Studio:
 
     def view(self, run: Run) -> View:
         """What a page shows of a run, read from the store as far as it is new."""
-        folder = str(self.store.folder(run.id) / "images")
-        if folder not in self.image_folders:
-            self.image_folders.append(folder)
+        self.serve(self.store.folder(run.id) / "images")
         checkpoints = tuple(self.store.checkpoints(run.id))
-        return View(run, self._history(run.id), permitted(run, bool(checkpoints)), checkpoints)
+        resumable = bool(checkpoints) or (run.status == "stopped" and not run.iteration)
+        return View(run, self._history(run.id), permitted(run, resumable), checkpoints)
+
+    def serve(self, folder: Path) -> None:
+        """Let the server hand out what lies in a folder."""
+        if str(folder) not in self.image_folders:
+            self.image_folders.append(str(folder))
 
     def groups(self, run: str, row: int) -> Recorded | None:
         """The rollouts recorded in one row."""
@@ -114,7 +120,8 @@ class Studio:
         found = self.store.run(run)
         if not found.over:
             raise ValueError(f"run {found.id} is {found.status}; it can be resumed once it has ended")
-        checkpoint = self.store.load_checkpoint(found.id)
+        begun = found.iteration > 0 or self.store.checkpoints(found.id)  # otherwise it was stopped while it waited its turn
+        checkpoint = self.store.load_checkpoint(found.id) if begun else None
         self.worker.submit(Job(self.store, found.id, _driver(found.kind, _config(found)), resume=checkpoint))
 
     def control(self, run: str, wish: str) -> None:
@@ -128,12 +135,29 @@ class Studio:
         else:
             self.store.wish(run, "run" if wish == "resume" else wish)
 
-    def settings(self, run: Run) -> RunConfig:
-        """The settings of a training run as they are now: those it began with, and what was changed since."""
+    def settings(self, run: Run, iteration: int | None = None) -> RunConfig:
+        """The settings of a training run in an iteration, or now: those it began with, and what was changed before."""
         config = parse_config(run.config)
         for item in self._history(run.id).changes:
-            config = change_live(config, item.data["changes"])
+            if iteration is None or item.iteration < iteration:
+                config = change_live(config, item.data["changes"])
         return config
+
+    def retrace(self, run: Run, row: int, sample: int) -> tuple[Trace, int]:
+        """The way of one image of the rollouts in a row, by the averaged weights of the run's last checkpoint; its iteration.
+
+        Raises: ValueError: if there is no such image, or no checkpoint that loads.
+        """
+        found = self.groups(run.id, row)
+        if found is None or not 0 <= sample < len(found.data["seeds"]):
+            raise ValueError(f"run {run.id} has no image {sample} in row {row}; choose one that the page shows")
+        chosen, settings = self.policies.choose(run.id), self.settings(run, found.iteration)
+
+        def work() -> Trace:
+            with self.policies.generator(chosen) as generator:
+                return retrace(generator, settings, found.data, sample)
+
+        return self.on_device(work), chosen.iteration
 
     def change(self, run: str, changes: dict[str, Any]) -> None:
         """Let a run go on with other settings from its next iteration on.

@@ -122,6 +122,7 @@ def _groups(studio: Studio, view: View, at: int) -> dict[str, Any] | None:
         mean = sum(rewards) / size
         images = [
             {
+                "sample": i,
                 "tile": place * size + i - index.start,
                 "seed": str(data["seeds"][i]),  # 64 bits, more than a number of the browser holds
                 "reward": rounded(data["rewards"][i]),

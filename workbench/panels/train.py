@@ -5,11 +5,13 @@ from html import escape
 from typing import Any
 
 from workbench.config import PRESETS, RunConfig, parse_config
+from workbench.evaluate import to_uint8
 from workbench.figures import FIGURES
 from workbench.history import History
 from workbench.panels import form, live
 from workbench.panels.charts import chart_card
-from workbench.panels.page import ASSETS, Page
+from workbench.panels.page import ASSETS, Page, rounded
+from workbench.pictures import data_sheet
 from workbench.planning import noise_of_steps
 from workbench.studio import Studio
 
@@ -43,6 +45,16 @@ def change(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def trace(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
+    """The way of one image, by the policy as it is now: states and predictions at every time, and what each step drew."""
+    found, iteration = studio.retrace(studio.store.run(asked["run"]), int(asked["row"]), int(asked["sample"]))
+    count = len(found.times)
+    pictures = {"states": found.states, "ends": found.predictions}
+    sheets = {name: data_sheet(to_uint8(images), count) for name, images in pictures.items()}
+    drawn = {place: [rounded(std), rounded(log_prob)] for place, (std, log_prob) in found.stochastic.items()}
+    return {"iteration": iteration, "times": [rounded(t, 3) for t in found.times], "drawn": drawn, **sheets}
+
+
 def control(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
     studio.control(asked["run"], asked["wish"])
     return {}
@@ -65,6 +77,6 @@ PAGE = Page(
     "Train",
     layout,
     ("pictures.js", "form.js", "train.js"),
-    {"settings": settings, "start": start, "explain": explain, "control": control, "change": change},
+    {"settings": settings, "start": start, "explain": explain, "control": control, "change": change, "trace": trace},
     live.update,
 )

@@ -1,7 +1,7 @@
 // Images: groups sorted by reward, one image in detail, and the strip of before and now. Sheets are files; a tile is a background position.
 window.workbench.pictures = (page) => {
   const wb = window.workbench, { paint, ready } = wb.sprites;
-  let shown = null, selected = null, loading = 0;
+  let shown = null, selected = null, loading = 0, tracing = false;
 
   const sign = (image, quiet) => quiet ? "○" : image.advantage > 0 ? "▲" : image.advantage < 0 ? "▼" : "○";
   const signed = (value) => `${value > 0 ? "+" : value < 0 ? "−" : ""}${Math.abs(value) < 0.95 ? Math.abs(value).toFixed(2).slice(1) : Math.abs(value).toFixed(1)}`;
@@ -75,7 +75,7 @@ window.workbench.pictures = (page) => {
 
   const detail = (choice, byHand = true) => {
     selected = byHand ? choice : null;
-    const { data, group, image, rank } = choice, way = direction(image, group.quiet);
+    const { data, group, image, rank } = choice, direct = direction(image, group.quiet);
     const box = page.slot("detail"), head = wb.make("div", "wb-head");
     const close = wb.make("button", "wb-button small wb-close", "Close");
     close.type = "button";
@@ -89,13 +89,41 @@ window.workbench.pictures = (page) => {
     const facts = wb.make("dl", "wb-facts");
     const fact = (name, value, className) => { const div = wb.make("div"); div.append(wb.make("dt", "", name), wb.make("dd", className, value)); facts.append(div); };
     fact("Reward", wb.number(image.reward, 4));
-    fact("Advantage", group.quiet ? "none" : `${sign(image)} ${signed(image.advantage)}`, way);
+    fact("Advantage", group.quiet ? "none" : `${sign(image)} ${signed(image.advantage)}`, direct);
     fact("Seed", String(image.seed), "seed");
     const parts = wb.table("Reward, part by part", ["part", "value"], Object.entries(image.parts).map(([name, value]) => [name.replaceAll("_", " "), wb.number(value, 4)]));
     const steps = wb.table("Stochastic steps that are trained", ["step", "log-probability", "noise std"],
       data.steps.map((step, i) => [String(step), image.log_probs[i] === undefined ? "–" : wb.number(image.log_probs[i], 4), wb.number(data.noise_std[i], 3)]));
-    box.replaceChildren(head, picture, wb.make("p", "wb-quote", group.prompt), facts, parts, steps);
+    const way = wb.make("div", "wb-way"), trace = wb.make("button", "wb-button small", "Show its way from noise");
+    trace.type = "button";
+    trace.title = "Draws this image again from the same seeds with the policy as it is now, and shows every step";
+    trace.addEventListener("click", () => { tracing = true; retrace(way, choice); });
+    way.append(trace);
+    box.replaceChildren(head, picture, wb.make("p", "wb-quote", group.prompt), facts, way, parts, steps);
+    if (tracing && byHand) retrace(way, choice);
     if (shown) drawGroups(shown);
+  };
+
+  // What the same seeds lead to with the policy as it is now: the states on the way, and what the map takes each of them for.
+  const retrace = async (box, { data, image }) => {
+    box.replaceChildren(wb.make("p", "wb-note", "Drawing it again…"));
+    const reply = await page.ask("trace", { run: wb.address.get("run"), row: data.row, sample: image.sample });
+    if (!box.isConnected) return;
+    if (reply.errors) return box.replaceChildren(wb.make("p", "wb-note", reply.errors.join(" ")));
+    const last = reply.times.length - 1, now = wb.make("div", "wb-beside"), strip = wb.make("div", "wb-steps");
+    for (const [label, sheet, index] of [["when it was drawn", data.sheet, image.tile], [`iteration ${reply.iteration}, same seeds`, reply.states, last]]) {
+      const figure = wb.make("figure");
+      figure.append(wb.sprites.picture(sheet, index, 120, label), wb.make("figcaption", "", label));
+      now.append(figure);
+    }
+    reply.times.forEach((t, i) => {
+      const step = wb.make("figure"), drawn = reply.drawn[i - 1];
+      step.append(wb.sprites.picture(reply.states, i, 56, `state at time ${t}`), wb.sprites.picture(reply.ends, i, 56, `prediction at time ${t}`),
+        wb.make("figcaption", "", `t ${t}${drawn ? ` · noise ${wb.number(drawn[0], 2)}` : ""}`));
+      if (drawn) step.title = `Drawn with standard deviation ${drawn[0]}, log-probability ${drawn[1]}`;
+      strip.append(step);
+    });
+    box.replaceChildren(now, strip, wb.make("p", "wb-note", "Above: the state at each time. Below: the picture that the map takes it for."));
   };
 
   const pairNode = (data, index) => {

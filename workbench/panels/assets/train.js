@@ -66,7 +66,7 @@ window.workbench.page("train", (page) => {
       if (fields.contains(document.activeElement)) page.forget("knobs"); // whoever turns one is not disturbed
       else {
         fields.innerHTML = knobs.form;
-        for (const input of fields.querySelectorAll("input[data-min][data-max]")) wb.slider(input);
+        for (const input of fields.querySelectorAll("input[data-min][data-max]")) if (input.value > 0.01 * input.dataset.max) wb.slider(input);
       }
       page.slot("knob-changes").replaceChildren(...knobs.changes.map(([iteration, changes]) => {
         const told = Object.entries(changes).map(([key, value]) => `${wb.words(key)} = ${Array.isArray(value) ? value.join(", ") || "all" : value}`);
