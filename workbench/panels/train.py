@@ -51,7 +51,7 @@ def trace(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
     count = len(found.times)
     pictures = {"states": found.states, "ends": found.predictions}
     sheets = {name: data_sheet(to_uint8(images), count) for name, images in pictures.items()}
-    drawn = {place: [rounded(std), rounded(log_prob)] for place, (std, log_prob) in found.stochastic.items()}
+    drawn = {str(place): [rounded(std), rounded(log_prob)] for place, (std, log_prob) in found.stochastic.items()}
     return {"iteration": iteration, "times": [rounded(t, 3) for t in found.times], "drawn": drawn, **sheets}
 
 
