@@ -12,6 +12,8 @@ import typer
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported; the page works offline
 
+TRASH_SECONDS = 7 * 86_400.0
+"""How long a deleted run can be brought back."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -52,6 +54,7 @@ def serve(host: str, port: int, runs: Path, url: str | None, auth: tuple[str, st
 
     try:
         studio = Studio(Store(runs, url), Worker())
+        studio.store.purge(older_than=TRASH_SECONDS)
     except StoreError as error:
         _refuse(str(error))
     plotly = Path(str(files("plotly") / "package_data" / "plotly.min.js"))

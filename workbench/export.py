@@ -11,14 +11,15 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from workbench import checkpoints, events
+from workbench import checkpoints
 from workbench.config import RunConfig, parse_config, validated
+from workbench.events import Event, Progress
 from workbench.exact_json import fields_of, from_json, to_json
 from workbench.models.embedded import EmbeddedModel, shipped_weights
 from workbench.records import OVER, Row, Run
@@ -33,19 +34,7 @@ _MEMBER = re.compile(
     r"run\.json|events\.jsonl|error\.txt|[\w-]+\.safetensors|images/[\w.-]+\.webp"
     r"|checkpoints/\d{6,}/(?:state\.json|[\w-]+\.safetensors)"
 )
-_EVENTS = {
-    kind.__name__: {field.name for field in dataclasses.fields(kind)}
-    for kind in (
-        events.Started,
-        events.PreflightDone,
-        events.GroupsScored,
-        events.IterationDone,
-        events.Evaluated,
-        events.Sampled,
-        events.CheckpointReady,
-        events.Finished,
-    )
-}
+_EVENTS = {kind.__name__: {field.name for field in dataclasses.fields(kind)} for kind in get_args(Event) if kind is not Progress}
 
 
 class _Archived(BaseModel):

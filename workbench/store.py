@@ -27,7 +27,7 @@ __all__ = ["WISHABLE", "CheckpointError", "Row", "Run", "Store", "StoreError", "
 
 WISHABLE = ("run", "pause", "stop", "save", "sample", "change")
 
-TITLE_LENGTH, TAG_LENGTH, NOTE_LENGTH = 200, 40, 20_000
+TITLE_LENGTH, TAG_LENGTH, NOTE_LENGTH = 200, 40, 4_000
 """Most characters that people may write about a run."""
 
 _ROLLOUT_TILE = 160  # pixels; evaluations keep their size

@@ -16,6 +16,7 @@ from workbench.jobs import Job, Worker
 from workbench.plane import PlaneLearners
 from workbench.policies import Policies
 from workbench.retrace import Trace, retrace
+from workbench.shelf import Shelf
 from workbench.store import Run, Store
 
 T = TypeVar("T")
@@ -42,6 +43,7 @@ class Studio:
     def __init__(self, store: Store, worker: Worker) -> None:
         self.store = store
         self.worker = worker
+        self.shelf = Shelf(store)
         self.policies = Policies(store)  # for the worker's thread alone: see `on_device`
         self.planes = PlaneLearners()  # likewise
         self.galleries = Galleries(store, self.policies)
