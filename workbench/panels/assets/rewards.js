@@ -66,6 +66,8 @@ window.workbench.page("rewards", (page) => {
 
   const sound = () => held.rewards.filter((reward) => !reward.failure);
   const weigh = async () => {
+    wb.complain(page.slot("refused"), []);
+    if (!held.group_size) return;
     const use = sound(), ask = { run: get("run"), group_size: held.group_size, combine: page.slot("combine").value,
       values: Object.fromEntries(use.map((reward) => [reward.name, reward.values])), weights: Object.fromEntries(use.map((reward) => [reward.name, weights[reward.name]])) };
     const of = held, reply = use.length ? await page.ask("weigh", ask) : { errors: ["No reward gave every picture a number, so there is nothing to add up."] };
@@ -117,8 +119,8 @@ window.workbench.page("rewards", (page) => {
     page.slot("table").replaceChildren(...(held.rewards.some((reward) => reward.values) ? [node] : []), ...failed);
     setText(page.slot("measured"), held.group_size ? "a prompt without signal scores all its pictures alike: GRPO learns nothing from it" : "");
     const menu = page.slot("by"), by = get("by");
-    menu.replaceChildren(new Option("all, weighted", ""), ...held.rewards.filter((reward) => reward.values).map((reward) => new Option(wb.words(reward.name), reward.name)));
-    menu.value = [...menu.options].some((option) => option.value === by) ? by : "";
+    menu.replaceChildren(...(held.group_size ? [new Option("all, weighted", "")] : []), ...held.rewards.filter((reward) => reward.values).map((reward) => new Option(wb.words(reward.name), reward.name)));
+    if ([...menu.options].some((option) => option.value === by)) menu.value = by;
     wb.charts.draw(page, "agreement", held.agreement, "agreement");
     groups();
     ranking();
@@ -139,7 +141,7 @@ window.workbench.page("rewards", (page) => {
   const groups = () => {
     const box = page.slot("groups");
     setText(page.slot("quiet"), weighed ? `${weighed.quiet} of ${weighed.groups} groups without gradient` : "");
-    if (!weighed) return box.replaceChildren(make("p", "wb-wait", held.group_size ? "Being weighed." : "Groups show for rollouts, and for pictures drawn now."));
+    if (!weighed) return box.replaceChildren(make("p", "wb-wait", held.group_size ? "Being weighed." : "These pictures are not in groups of one size, so that they cannot compete: choose a rollout, or pictures that are drawn now."));
     const rows = Array.from({ length: weighed.groups }, (_, group) => {
       const row = make("section", "wb-group"), head = make("div", "wb-prompt"), tiles = make("div", "wb-tiles");
       const index = Array.from({ length: held.group_size }, (_, turn) => group * held.group_size + turn).sort((i, j) => weighed.advantages[j] - weighed.advantages[i] || i - j);
@@ -160,7 +162,7 @@ window.workbench.page("rewards", (page) => {
   const ranking = () => {
     const name = page.slot("by").value, reward = held.rewards.find((each) => each.name === name);
     const source = name ? reward : weighed && { values: weighed.total, places: weighed.places, shared: weighed.shared, figure: weighed.figure };
-    if (!source) { page.slot("wall").replaceChildren(); return setText(page.slot("rank-note"), held.group_size ? "" : "Choose one reward: without groups there is no weighted sum."); }
+    if (!source) { page.slot("wall").replaceChildren(); return setText(page.slot("rank-note"), ""); }
     const order = held.prompts.map((_, index) => index).sort((i, j) => (source.places[i] ?? Infinity) - (source.places[j] ?? Infinity) || i - j);
     const ties = source.shared.filter(Boolean).length, missing = source.places.filter((place) => place === null).length;
     setText(page.slot("rank-note"), `${ties ? `${ties} pictures share their place with another, marked =.` : "No two pictures share a place."}${missing ? ` ${missing} have no value and stand last, marked ✕.` : ""}`);
