@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from toy_run import PROMPTS, toy_config, toy_events
 
 from workbench import export
+from workbench.__main__ import main
 from workbench.config import RunConfig, configure
 from workbench.evaluate import load_policy
 from workbench.events import CheckpointReady
@@ -211,3 +212,54 @@ def test_an_archive_is_the_same_whoever_reads_it(store: Store) -> None:
         lines = [json.loads(line) for line in archive.read("events.jsonl").splitlines()]
         assert [line["kind"] for line in lines] == [row.kind for row in store.events(run)]
         assert "exports" not in "".join(archive.namelist())
+
+
+def ask(capsys: pytest.CaptureFixture[str], store: Store, *arguments: str) -> tuple[int, str, str]:
+    capsys.readouterr()
+    status = main([*arguments, "--runs", str(store.location)])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_the_command_line_exports_imports_deletes_and_restores(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = recorded(store)
+    target = tmp_path / "moved.zip"
+    assert ask(capsys, store, "export", run, "--archive", "--out", str(target))[:2] == (0, f"{target}\n")
+    status, out, _ = ask(capsys, store, "export", run, "--report", "--json")
+    assert status == 0
+    assert json.loads(out)["bytes"] == (store.folder(run) / "exports" / f"{run}.html").stat().st_size
+    assert ask(capsys, store, "runs", "delete", run)[0] == 0
+    assert run in ask(capsys, store, "runs", "trash")[1]
+    assert run not in ask(capsys, store, "runs")[1]
+    status, out, _ = ask(capsys, store, "runs", "import", str(target), "--json")
+    (copy,) = json.loads(out)["runs"]
+    assert store.run(copy).title == "Toy run"
+    assert ask(capsys, store, "runs", "restore", run)[0] == 0
+    assert {found.id for found in store.runs()} == {run, copy}
+    store.delete(copy)
+    assert ask(capsys, store, "runs", "empty-trash")[1] == f"removed run {copy} for good\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("export", "latest"), "choose one of --report, --weights and --archive"),
+        (("export", "latest", "--report", "--weights"), "choose one of"),
+        (("export", "latest", "--report", "--checkpoint", "3"), "--checkpoint chooses the weights"),
+        (("runs", "import"), "runs import needs a FILE"),
+        (("runs", "list", "more"), "takes nothing more; got more"),
+        (("runs", "import", "nowhere.zip"), "there is no file nowhere.zip"),
+        (("runs", "restore", "20200101-gone"), "no run '20200101-gone' in the trash"),
+        (("export", "20200101-gone", "--report"), "unknown run '20200101-gone'"),
+    ],
+)
+def test_what_the_command_line_cannot_do_is_one_clear_line(
+    store: Store, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], complaint: str
+) -> None:
+    recorded(store)
+    status, _, err = ask(capsys, store, *arguments)
+    assert status == 2
+    assert complaint in err
+    assert len(err.splitlines()) == 1

@@ -4,8 +4,9 @@ from workbench.cli.bench import bench
 from workbench.cli.control import control
 from workbench.cli.doctor import doctor
 from workbench.cli.evaluate import evaluate
+from workbench.cli.export import export
 from workbench.cli.pretrain import pretrain
-from workbench.cli.runs import list_runs
+from workbench.cli.runs import runs_of_the_record
 from workbench.cli.sample import sample
 from workbench.cli.train import train
 
@@ -14,7 +15,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "sample": sample,
     "evaluate": evaluate,
     "pretrain": pretrain,
-    "runs": list_runs,
+    "runs": runs_of_the_record,
+    "export": export,
     "control": control,
     "bench": bench,
     "doctor": doctor,

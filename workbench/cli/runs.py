@@ -1,35 +1,77 @@
-"""`runs`: what was run, newest first."""
+"""`runs`: what was run, newest first; and runs that come, go and come back."""
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from workbench.cli.options import Json, Runs, StoreUrl, open_store
+from workbench.cli.options import BadArguments, Json, Runs, StoreUrl, bad_arguments, open_store
 from workbench.cli.screen import show, show_json
 
 if TYPE_CHECKING:
-    from workbench.store import Run
+    from workbench.store import Run, Store
 
 _COLOURS = {"running": "cyan", "done": "green", "failed": "red", "crashed": "red", "paused": "yellow", "stopped": "yellow"}
 
 
-def list_runs(
+def runs_of_the_record(
+    action: Annotated[
+        Literal["list", "import", "delete", "restore", "trash", "empty-trash"], typer.Argument(help="what to do")
+    ] = "list",
+    targets: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN|FILE]...", help="runs to delete or restore, or archives to import")
+    ] = None,
     kind: Annotated[str | None, typer.Option(help="only runs of this kind, such as train or pretrain")] = None,
     limit: Annotated[int, typer.Option(min=1, help="most runs shown")] = 20,
     runs: Runs = "runs",
     store: StoreUrl = None,
     as_json: Json = False,
 ) -> None:
-    """List the runs of the record, whoever started them."""
+    """List the runs of the record, whoever started them; import archives; delete runs, bring them back, empty the trash."""
+    takes = action in ("import", "delete", "restore")
+    if takes and not targets:
+        raise BadArguments(f"runs {action} needs {'a FILE' if action == 'import' else 'a RUN'}")
+    if targets and not takes:
+        raise BadArguments(f"runs {action} takes nothing more; got {' '.join(targets)}")
     record = open_store(runs, store)
-    found = record.runs(kind)[:limit]
+    if action in ("list", "trash"):
+        found = record.trash() if action == "trash" else record.runs(kind)[:limit]
+        if as_json:
+            show_json([_described(run) for run in found])
+        elif not found:
+            show(
+                f"no runs in {record.location}; start one with: python -m workbench train"
+                if action == "list"
+                else "the trash is empty"
+            )
+        else:
+            show(_table(found))
+        return
+    with bad_arguments():
+        done = record.purge() if action == "empty-trash" else [_do(record, action, target) for target in targets or ()]
     if as_json:
-        show_json([_described(run) for run in found])
-    elif not found:
-        show(f"no runs in {record.location}; start one with: python -m workbench train")
+        show_json({"action": action, "runs": done})
     else:
-        show(_table(found))
+        said = {"import": "imported run {}", "delete": "run {} is in the trash", "restore": "run {} is back"}
+        for run in done:
+            show(said.get(action, "removed run {} for good").format(run))
+        if not done:
+            show("the trash is empty")
+
+
+def _do(record: "Store", action: str, target: str) -> str:
+    """One action on one run or file; returns the run."""
+    if action == "import":
+        from workbench.export import read_archive
+
+        return read_archive(record, Path(target))
+    if action == "restore":
+        record.restore(target)
+        return target
+    found = record.run(target).id
+    record.delete(found)
+    return found
 
 
 def _described(run: "Run") -> dict[str, Any]:

@@ -156,12 +156,20 @@ def _compared(views: list[View]) -> dict[str, Any]:
     """The numbers that some of the runs have, and the settings in which they differ."""
     names = dict.fromkeys(name for view in views for name in _numbers(view))
     first = [name for name in _FIRST if name in names]
-    differing = compared([view.run.config for view in views])
+    differing = compared([_settings(view.run) for view in views])
     return {
         "titles": [view.run.title for view in views],
         "metrics": [*first, *(name for name in names if name not in first)],
         "settings": {key: [_told(each) for each in values] for key, values in differing.items() if key not in _ASIDE},
     }
+
+
+def _settings(run: Run) -> Mapping[str, Any]:
+    """A run's settings; those that it was recorded without are what they are by default."""
+    try:
+        return parse_config(run.config).model_dump(mode="json") if run.kind == "train" else run.config
+    except ValueError:  # of a version that had others
+        return run.config
 
 
 def _numbers(view: View) -> list[str]:
