@@ -3,16 +3,23 @@
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+import torch
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 from serving_page import LOADED, Served, listen, plotted
 
 from workbench.figures.pathlab import accuracy_by_steps, p_values_by_time, plane_kl, plane_reward
-from workbench.pathlab import Accuracy
+from workbench.jobs import Worker
+from workbench.panels import pathlab
+from workbench.pathlab import Accuracy, WalkRequest, walk
 from workbench.plane import Progressed
+from workbench.samplers import SAMPLERS
+from workbench.store import Store
+from workbench.studio import Studio
 
 pytestmark = pytest.mark.xdist_group("page_pathlab")
 
@@ -191,6 +198,64 @@ def test_a_telephone_shows_everything_without_scrolling_sideways(browser: Browse
     visit(page, served)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     context.close()
+
+
+@pytest.fixture
+def studio(tmp_path: Path) -> Iterator[Studio]:
+    store, worker = Store(tmp_path / "runs"), Worker()
+    yield Studio(store, worker)
+    worker.close()
+    store.close()
+
+
+def test_learning_goes_on_where_it_was_and_records_nothing(studio: Studio) -> None:
+    asked = {"session": "one", "data": {"name": "double_ring"}, "lever": {"x": "3", "y": "0"}, "learn": True, "charts": True}
+    first, again = pathlab.learn(studio, asked), pathlab.learn(studio, asked | {"base": True})
+    assert again["updates"] > first["updates"] > 0
+    assert first["base"] is None
+    assert again["base"] != again["particles"]
+    assert set(again["charts"]) == {"plane_reward", "plane_kl"}
+    rested = pathlab.learn(studio, asked | {"learn": False})
+    assert (rested["updates"], rested["particles"]) == (again["updates"], again["particles"])
+    assert pathlab.learn(studio, asked | {"session": "two", "learn": False})["updates"] == 0
+    assert studio.runs() == []
+
+
+def test_what_cannot_be_learned_is_refused_with_a_sentence(studio: Studio) -> None:
+    asked = {"session": "one", "data": {"name": "drawn"}, "lever": {}}
+    with pytest.raises(ValueError, match="nothing is drawn yet"):
+        pathlab.learn(studio, asked)
+    with pytest.raises(ValueError, match="noise = '5'"):
+        pathlab.learn(studio, asked | {"data": {"name": "grid"}, "lever": {"noise": "5"}})
+
+
+def test_marginals_travel_once_and_threads_are_given_back(studio: Studio) -> None:
+    threads = studio.on_device(torch.get_num_threads)
+    asked = {"form": {"steps": "3", "particles": "200"}, "data": {"name": "grid"}}
+    first = pathlab.follow(studio, asked)
+    assert len(first["profiles"]) == len(first["times"]) == 4
+    assert "density" not in pathlab.follow(studio, asked | {"holds": first["key"]})
+    assert studio.on_device(torch.get_num_threads) == threads
+
+
+def test_a_verdict_says_how_many_tests_and_where() -> None:
+    right, wrong = (walk(WalkRequest(sampler=SAMPLERS[name](), steps=8, particles=1000)) for name in ("asfmc", "cps"))
+    assert pathlab.verdict(right) == {
+        "level": "green",
+        "title": "Right, as far as can be told",
+        "sentence": "None of 9 tests tells the particles from exact samples: not at t = 0, and at no time on the way.",
+    }
+    told = pathlab.verdict(wrong)
+    assert told["level"] == "red"
+    assert re.search(r"[1-8] of 9 tests tell .* first at t = 0\.\d\d", told["sentence"])
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_kernel_is_explained_without_its_sources(name: str) -> None:
+    told = " ".join(pathlab.why(SAMPLERS[name]()))
+    assert len(told) > 40
+    assert "arXiv" not in told
+    assert "`" not in told
 
 
 def test_the_figures_hold_what_was_measured() -> None:

@@ -1,7 +1,8 @@
 """The plane where everything is known: distributions, also drawn by hand, and what each kernel makes of their exact flow."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -154,6 +155,17 @@ def distribution(data: Data) -> GaussianMixture | Rings:
         angle, radius = 3.2 * math.pi * turn, 0.3 + 2.8 * turn
         return GaussianMixture(torch.stack([radius * angle.cos(), radius * angle.sin()], 1), 0.14, stride=_STRIDE)
     return GaussianMixture(_beads(data.strokes), data.brush, stride=_STRIDE)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Work on few numbers in one thread: several would wait for one another longer than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def walk(request: WalkRequest) -> Walk:

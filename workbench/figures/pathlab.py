@@ -20,7 +20,7 @@ MASS = (
     "beside it is biased for ever."
 )
 DISTANCE = (
-    "Right: near the dashed line, which as many exact samples would reach. A curve that falls toward it buys accuracy with "
+    "Right: about the dashed line, where as many exact samples would be. A curve that falls toward it buys accuracy with "
     "steps; one that levels off above it is biased for ever."
 )
 
@@ -70,7 +70,7 @@ def accuracy_by_steps(points: Sequence[Accuracy] = (), steps: int | None = None)
     if rings:
         chart.update_yaxes(range=[0.15, 0.85])
     else:
-        chart.update_yaxes(type="log")
+        chart.update_yaxes(type="log", range=[-3.4, 0.7], tickvals=[1e-3, 1e-2, 0.1, 1])
     if not points:
         return chart
     if steps is not None:
@@ -80,7 +80,7 @@ def accuracy_by_steps(points: Sequence[Accuracy] = (), steps: int | None = None)
     chart.add_hline(y=wanted, line={"color": QUIET, "width": 1.4, "dash": "dash"})
     chart.add_scatter(
         x=[point.steps for point in points],
-        y=[point.mass if rings else max(point.distance, 1e-5) for point in points],
+        y=[point.mass if rings else max(point.distance, 5e-4) for point in points],
         error_y=bars if rings else None,
         mode="lines+markers",
         name="this kernel",

@@ -5,9 +5,9 @@ import inspect
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from html import escape
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel
@@ -18,9 +18,11 @@ from workbench.figures.pathlab import accuracy_by_steps, p_values_by_time, plane
 from workbench.panels import form
 from workbench.panels.charts import chart_card
 from workbench.panels.page import ASSETS, Page, rounded
-from workbench.pathlab import COUNTS, VIEW, Walk, WalkRequest, WalkSettings, accuracy, marginal, walk
+from workbench.pathlab import COUNTS, VIEW, Walk, WalkRequest, WalkSettings, accuracy, marginal, one_thread, walk
 from workbench.plane import Lever, PlaneLearner, PlaneSettings
 from workbench.studio import Studio
+
+T = TypeVar("T")
 
 REACH = 2 * VIEW
 """Positions travel as 16-bit numbers in -REACH..REACH."""
@@ -48,7 +50,7 @@ def follow(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
     """Particles on their way, tested at every node; the exact marginals too, unless the browser `holds` those of these times."""
     request = _request(asked)
     began = time.perf_counter()
-    found = studio.on_device(lambda: walk(request))
+    found = _small(studio, lambda: walk(request))
     times = [found.times[node] for node in found.nodes]
     key = json.dumps([request.data.model_dump(), times])
     reply = {
@@ -72,7 +74,7 @@ def follow(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
         "seconds": time.perf_counter() - began,
     }
     if asked.get("holds") != key:
-        marginals = studio.on_device(lambda: [marginal(request.data, t) for t in times])
+        marginals = _small(studio, lambda: [marginal(request.data, t) for t in times])
         reply["density"] = _bytes((torch.stack([each.density for each in marginals]).sqrt() * 255).round().byte())
         reply["profiles"] = [[rounded(share, 3) for share in each.profile] for each in marginals]
     return reply
@@ -81,7 +83,8 @@ def follow(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
 def by_steps(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
     """The same kernel at the first `known + 1` numbers of steps; `more` until all of them are known."""
     request, count = _request(asked), max(0, int(asked["known"])) + 1
-    found = studio.on_device(lambda: [accuracy(request.model_copy(update={"steps": 1}), steps) for steps in COUNTS[:count]])
+    alike = request.model_copy(update={"steps": 1, "particles": 1000})  # all that it depends on
+    found = _small(studio, lambda: [accuracy(alike, steps) for steps in COUNTS[:count]])
     return {"chart": accuracy_by_steps(found, request.steps).to_dict(), "known": count, "more": count < len(COUNTS)}
 
 
@@ -111,7 +114,7 @@ def learn(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
         return reply
 
     try:
-        return studio.on_device(work)
+        return _small(studio, work)
     except FloatingPointError as error:
         raise ValueError(str(error)) from None
 
@@ -124,9 +127,8 @@ def verdict(found: Walk) -> dict[str, Any]:
         return {"level": "green", "title": "Right, as far as can be told", "sentence": told}
     times = [found.times[found.nodes[place]] for place in found.wrong]
     smallest = min(found.p_values[place] for place in found.wrong)
-    chance = "less than one in a billion" if smallest < 1e-9 else f"{smallest:.1g}"
     where = "every one of them after the start" if len(times) == tests - 1 else f"first at t = {times[0]:.2f}"
-    told = f"{len(times)} of {tests} tests tell the particles from exact samples, {where}. By luck: {chance} at one of them."
+    told = f"{len(times)} of {tests} tests tell the particles from exact samples, {where}. Smallest p-value: {smallest:.0e}."
     final = "the samples are wrong" if found.wrong[-1] == tests - 1 else "wrong on the way"
     return {"level": "red", "title": f"Told apart: {final}", "sentence": told}
 
@@ -152,6 +154,16 @@ def layout() -> str:
     text = text.replace("<!-- data -->", choices)
     text = text.replace("<!-- walk -->", _own_ids("walk", form.render(WalkSettings())))
     return text.replace("<!-- lever -->", _own_ids("lever", form.render(Lever())))
+
+
+def _small(studio: Studio, work: Callable[[], T]) -> T:
+    """Some work on few numbers, on the worker's thread and on one core."""
+
+    def alone() -> T:
+        with one_thread():
+            return work()
+
+    return studio.on_device(alone)
 
 
 def _recent(learner: PlaneLearner, figure: str) -> float | None:

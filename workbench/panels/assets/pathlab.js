@@ -154,7 +154,7 @@ window.workbench.page("pathlab", (page) => {
     for (const stroke of drawing ? [...strokes, drawing] : walked ? [] : strokes) plane.line(stroke, "--good", 8, { alpha: 0.6 });
   };
   const paths = (whole, until, share) => {
-    const few = walked.grid.length <= 17;
+    const few = walked.grid.length <= 9;
     for (let i = 0; i < walked.traced; i += 1) {
       const node = (step) => point(walked.paths, step * walked.traced + i), mean = (step) => point(walked.means, step * walked.traced + i);
       const last = share ? Math.min(until, Math.max(whole, Math.ceil(whole + share * (until - whole)))) : whole;
