@@ -1,17 +1,19 @@
 """The page in a real browser, served by the app in a process of its own and fed through the store, as any run is."""
 
+import json
 import re
 import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 from serving_page import LOADED, Served, free_port, plotted, record, run_app, show
 
-from workbench.events import Event
+from workbench.events import Changed, Event
 
 pytestmark = pytest.mark.xdist_group("page")  # one app for all of them
 
@@ -70,7 +72,7 @@ def test_zoom_and_selection_survive_new_iterations(
     )
     record(served.store, run, events, until=15)
     expect(page.locator('[data-fact="iteration"]')).to_have_text("15 of 30")
-    expect(page.locator('[data-slot="groups-at"]')).to_have_text("at iteration 15")
+    expect(page.locator('[data-page="train"] [data-slot="groups-at"]')).to_have_text("at iteration 15")
     page.wait_for_function("document.querySelector('[data-chart=reward] .plot').calcdata[1].length === 15")
     assert page.evaluate("document.querySelector('[data-chart=reward] .plot').layout.xaxis.range") == [2, 7]
     assert page.locator(".wb-detail .seed").inner_text() == chosen
@@ -86,7 +88,7 @@ def test_a_reload_and_a_second_visitor_attach_to_the_run_in_the_address(
     other = browser.new_context().new_page()
     other.goto(served.url)  # without a choice, the run that is going on
     for viewer in (page, other):
-        expect(viewer.locator('[data-slot="title"]')).to_have_text("Live toy", timeout=LOADED)
+        expect(viewer.locator('[data-page="train"] [data-slot="title"]')).to_have_text("Live toy", timeout=LOADED)
     assert other.url.endswith(run)
     record(served.store, run, events, until=14)
     for viewer in (page, other):
@@ -101,10 +103,10 @@ def test_controls_write_wishes_and_show_what_became_of_them(
     show(page, served, run)
     expect(page.locator('[data-wish="resume"]')).to_be_hidden()
     page.locator('[data-wish="pause"]').click()
-    expect(page.locator('[data-slot="badge"]')).to_contain_text("pausing")
+    expect(page.locator('[data-page="train"] [data-slot="badge"]')).to_contain_text("pausing")
     assert [wish.wanted for wish in served.store.take_wishes(run)] == ["pause"]
     served.store.set_status(run, "paused")
-    expect(page.locator('[data-slot="badge"]')).to_contain_text("paused")
+    expect(page.locator('[data-page="train"] [data-slot="badge"]')).to_contain_text("paused")
     page.locator('[data-wish="resume"]').click()
     expect(page.locator('[data-wish="resume"]')).to_be_disabled()
     assert [wish.wanted for wish in served.store.take_wishes(run)] == ["run"]
@@ -126,35 +128,66 @@ def test_before_and_now_stand_side_by_side(finished: Page) -> None:
 
 def test_a_refused_form_points_at_the_field(finished: Page) -> None:
     finished.locator('.wb-top [data-act="new"]').click()
-    finished.locator('[name="sampler.asfmc.noise"]').fill("7")
+    finished.locator('[data-page="train"] [name="sampler.asfmc.noise"]').fill("7")
     finished.locator('[data-act="start"]').click()
-    expect(finished.locator('[data-slot="errors"]')).to_contain_text("sampler.noise = '7'")
+    expect(finished.locator('[data-page="train"] [data-slot="errors"]')).to_contain_text("sampler.noise = '7'")
     expect(finished.locator(".wrong")).to_have_count(1)
-    finished.locator('[data-slot="preset"]').select_option("shapes_flow_sde")
-    expect(finished.locator('[name="sampler.name"]')).to_have_value("flow_sde")
-    expect(finished.locator('[data-slot="errors"]')).to_be_hidden()
+    finished.locator('[data-page="train"] [data-slot="preset"]').select_option("shapes_flow_sde")
+    expect(finished.locator('[data-page="train"] [name="sampler.name"]')).to_have_value("flow_sde")
+    expect(finished.locator('[data-page="train"] [data-slot="errors"]')).to_be_hidden()
 
 
 def test_the_form_offers_what_fits_and_says_what_its_noise_is(finished: Page) -> None:
-    if finished.locator('[data-slot="new"]').is_hidden():
+    if finished.locator('[data-page="train"] [data-slot="new"]').is_hidden():
         finished.locator('.wb-top [data-act="new"]').click()
-    form = finished.locator('[data-slot="form"]')
+    form = finished.locator('[data-page="train"] [data-slot="form"]')
     form.locator("details").evaluate_all("folds => folds.forEach((fold) => fold.open = true)")
-    form.locator('[name="rollout.mode"]').select_option("window")
-    expect(form.locator('[name="rollout.window"]')).to_be_visible()
-    expect(form.locator('[name="rollout.branch_at"]')).to_be_hidden()
-    form.locator('[name="rollout.mode"]').select_option("branch")
-    expect(form.locator('[name="rollout.window"]')).to_be_hidden()
-    expect(form.locator('[name="rollout.branch_at"]')).to_be_visible()
-    form.locator('[name="sampler.name"]').select_option("ode")
-    expect(finished.locator('[data-slot="errors"]')).to_contain_text("sampler")
-    form.locator('[name="sampler.name"]').select_option("asfmc")
+    form.locator('[data-page="train"] [name="rollout.mode"]').select_option("window")
+    expect(form.locator('[data-page="train"] [name="rollout.window"]')).to_be_visible()
+    expect(form.locator('[data-page="train"] [name="rollout.branch_at"]')).to_be_hidden()
+    form.locator('[data-page="train"] [name="rollout.mode"]').select_option("branch")
+    expect(form.locator('[data-page="train"] [name="rollout.window"]')).to_be_hidden()
+    expect(form.locator('[data-page="train"] [name="rollout.branch_at"]')).to_be_visible()
+    form.locator('[data-page="train"] [name="sampler.name"]').select_option("ode")
+    expect(finished.locator('[data-page="train"] [data-slot="errors"]')).to_contain_text("sampler")
+    form.locator('[data-page="train"] [name="sampler.name"]').select_option("asfmc")
     expect(form.locator(".wb-noise tbody tr")).to_have_count(3)  # four steps, and the last is never stochastic
-    form.locator('[name="task.name"]').select_option("glyphs")
-    expect(form.locator('[name="model.name"]')).to_have_value("glyphs")
-    expect(form.locator('[name="rewards.shapes_exact.use"]')).to_be_hidden()
-    finished.locator('[data-slot="preset"]').select_option("shapes")
-    expect(form.locator('[name="model.name"]')).to_have_value("shapes")
+    form.locator('[data-page="train"] [name="task.name"]').select_option("glyphs")
+    expect(form.locator('[data-page="train"] [name="model.name"]')).to_have_value("glyphs")
+    expect(form.locator('[data-page="train"] [name="rewards.shapes_exact.use"]')).to_be_hidden()
+    finished.locator('[data-page="train"] [data-slot="preset"]').select_option("shapes")
+    expect(form.locator('[data-page="train"] [name="model.name"]')).to_have_value("shapes")
+
+
+def test_a_link_fills_the_form_and_a_branch_says_where_it_begins(page: Page, served: Served, errors: list[str]) -> None:
+    wanted = quote(json.dumps({"sampler.noise": 0.35, "rollout.steps": 6}))
+    page.goto(f"{served.url}?run={served.finished}&new=yes&with={wanted}")
+    expect(page.locator('[data-page="train"] [name="sampler.asfmc.noise"]')).to_have_value("0.35", timeout=LOADED)
+    expect(page.locator('[data-page="train"] [name="rollout.steps"]')).to_have_value("6")
+    expect(page.locator('[data-page="train"] [name="title"]')).to_have_value("Finished toy")
+    branch = quote(json.dumps({"parent": served.finished, "iteration": 20, "objective.kl_weight": 0.5}))
+    page.goto(f"{served.url}?run={served.finished}&new=yes&with={branch}")
+    expect(page.locator('[data-page="train"] [data-slot="branch"]')).to_contain_text("after iteration 20", timeout=LOADED)
+    expect(page.locator('[data-page="train"] [name="objective.grpo.kl_weight"]')).to_have_value("0.5")
+    expect(page.locator('[data-page="train"] [name="title"]')).to_have_value("Finished toy from 20")
+
+
+def test_knobs_are_turned_while_a_run_goes_on(page: Page, served: Served, live: tuple[str, Iterator[Event]]) -> None:
+    run, events = live
+    show(page, served, run)
+    page.locator('[data-page="train"] [data-slot="knobs"] summary').click()
+    noise = page.locator('[data-page="train"] [data-slot="knob-fields"] [name="sampler.noise"]')
+    noise.fill("7")
+    noise.press("Tab")
+    expect(page.locator('[data-page="train"] [data-slot="knob-errors"]')).to_contain_text("sampler.noise = '7'")
+    noise.fill("0.25")
+    noise.press("Tab")
+    expect(page.locator('[data-slot="toast"]')).to_contain_text("0.25 from the next iteration on")
+    assert [tuple(wish) for wish in served.store.take_wishes(run)] == [("change", {"sampler.noise": 0.25})]
+    served.store.record(run, Changed(12, {"sampler.noise": 0.25}))
+    record(served.store, run, events, until=14)
+    told = page.locator('[data-page="train"] [data-slot="knob-changes"]')
+    expect(told).to_contain_text("after iteration 12: sampler.noise = 0.25")
 
 
 def test_charts_follow_the_theme_at_once(finished: Page) -> None:
@@ -181,14 +214,14 @@ def test_a_link_to_a_lost_run_the_picker_and_the_back_button(page: Page, served:
     page.goto(f"{served.url}?run=20200101-gone")
     expect(page.get_by_role("alert").first).to_contain_text("unknown run '20200101-gone'", timeout=LOADED)
     page.locator('[data-slot="runs"]').select_option(served.finished)
-    expect(page.locator('[data-slot="title"]')).to_have_text("Finished toy")
+    expect(page.locator('[data-page="train"] [data-slot="title"]')).to_have_text("Finished toy")
     page.locator('[data-slot="runs"]').select_option(served.hacked)
-    expect(page.locator('[data-slot="title"]')).to_have_text("Hacked toy")
+    expect(page.locator('[data-page="train"] [data-slot="title"]')).to_have_text("Hacked toy")
     assert page.url.endswith(served.hacked)
     expect(page.locator(".wb-verdict.red")).to_contain_text("Reward hacking suspected")
     expect(page.locator(".wb-verdict.red")).to_contain_text("What to do")
     page.go_back()
-    expect(page.locator('[data-slot="title"]')).to_have_text("Finished toy")
+    expect(page.locator('[data-page="train"] [data-slot="title"]')).to_have_text("Finished toy")
 
 
 def test_a_telephone_in_the_dark_shows_everything_without_scrolling_sideways(browser: Browser, served: Served) -> None:

@@ -4,7 +4,8 @@ from dataclasses import asdict
 from html import escape
 from typing import Any
 
-from workbench.config import PRESETS, RunConfig, parse_config
+from workbench.branching import branched_config
+from workbench.config import PRESETS, RunConfig, change, configure, parse_config
 from workbench.evaluate import to_uint8
 from workbench.figures import FIGURES
 from workbench.history import History
@@ -20,14 +21,24 @@ _PLACED = {"reward": "wb-chart tall", "advantages": "wb-chart", "steps": "wb-cha
 
 
 def settings(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
-    """The form of a preset, or of a run whose settings are to be used again."""
-    run = asked.get("run")
-    config = parse_config(studio.store.run(run).config) if run else PRESETS[asked.get("preset", "shapes")]
-    return {"form": form.render(config)}
+    """The form of a preset, or of a run whose settings are to be used again; with `changes`, or of a branch of `parent`."""
+    changes, parent = asked.get("changes") or {}, asked.get("parent")
+    if parent:
+        found, iteration = studio.store.run(parent), int(asked["iteration"])
+        note = f"Branch of {found.title} ({found.id}), which goes on from its checkpoint after iteration {iteration}."
+        return {"form": form.render(branched_config(parse_config(found.config), iteration, changes)), "note": note}
+    run, preset = asked.get("run"), asked.get("preset") or "shapes"
+    if run and not asked.get("preset"):
+        return {"form": form.render(change(parse_config(studio.store.run(run).config), changes))}
+    return {"form": form.render(configure(preset, changes)), "preset": preset}
 
 
-def start(studio: Studio, values: dict[str, Any]) -> dict[str, Any]:
-    return {"run": studio.start(parse_config(form.read(RunConfig, values)))}
+def start(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
+    """Begin a run, or where `parent` is named a branch of it."""
+    config = parse_config(form.read(RunConfig, asked["settings"]))
+    if asked.get("parent"):
+        return {"run": studio.branch(asked["parent"], int(asked["iteration"]), config)}
+    return {"run": studio.start(config)}
 
 
 def explain(studio: Studio, values: dict[str, Any]) -> dict[str, Any]:
@@ -36,7 +47,7 @@ def explain(studio: Studio, values: dict[str, Any]) -> dict[str, Any]:
     return {"noise": [asdict(step) | {"rate": min(step.rate, 1e9)} for step in noise_of_steps(config)]}
 
 
-def change(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
+def turn(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
     """Turn knobs of a run that goes on; takes effect with its next iteration."""
     changes = dict(asked["changes"])
     if "prompts" in changes:
@@ -77,6 +88,6 @@ PAGE = Page(
     "Train",
     layout,
     ("pictures.js", "form.js", "train.js"),
-    {"settings": settings, "start": start, "explain": explain, "control": control, "change": change, "trace": trace},
+    {"settings": settings, "start": start, "explain": explain, "control": control, "change": turn, "trace": trace},
     live.update,
 )

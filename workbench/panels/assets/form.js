@@ -93,23 +93,29 @@ window.workbench.form = (page) => {
     if (opening && !page.slot("form").querySelector(".wb-noise")) explain();
   };
 
+  // Where a branch begins, if this is the form of one.
+  let from = {};
   const fill = async (asked) => {
     const reply = await page.ask("settings", asked);
+    from = reply.note ? { parent: asked.parent, iteration: asked.iteration } : {};
+    wb.setText(page.slot("branch"), reply.note || "");
+    wb.show(page.slot("branch"), Boolean(reply.note));
+    if (reply.preset) page.slot("preset").value = reply.preset;
     if (reply.form) { page.slot("form").innerHTML = reply.form; remember(); fitting(); relevant(); explain(); }
     refuse(reply.errors || []);
   };
 
   const start = async (button) => {
     button.disabled = true;
-    const reply = await page.ask("start", values());
+    const reply = await page.ask("start", { settings: values(), ...from });
     button.disabled = false;
     refuse(reply.errors || []);
-    wb.go("train", reply.run ? { run: reply.run, new: "" } : { new: "yes" });
+    wb.go("train", reply.run ? { run: reply.run, new: "", with: "", preset: "" } : { new: "yes" });
     if (reply.run) window.scrollTo({ top: 0 });
   };
 
   const acts = {
-    close: () => wb.go("train", { new: "" }),
+    close: () => wb.go("train", { new: "", with: "", preset: "" }),
     start: (button) => start(button),
     "start-default": (button) => start(button),
     reset: () => fill({ preset: page.slot("preset").value }),
@@ -133,5 +139,17 @@ window.workbench.form = (page) => {
   });
   page.slot("form").addEventListener("submit", (event) => { event.preventDefault(); start(page.root.querySelector('[data-act="start"]')); });
 
-  return { open, fill };
+  // What another page, or a link, asks the form to begin with: a preset or the run in the address, changed; or a branch.
+  let prefilled = "";
+  const prefill = () => {
+    const wanted = wb.address.get("with"), preset = wb.address.get("preset"), key = `${wanted} ${preset}`;
+    if (key === prefilled || !key.trim()) return;
+    prefilled = key;
+    let changes = {};
+    try { changes = JSON.parse(wanted || "{}"); } catch { return refuse(["The link's settings cannot be read; they were left out."]); }
+    const { parent, iteration, ...rest } = changes;
+    fill({ parent, iteration, preset, run: wb.address.get("run"), changes: rest });
+  };
+
+  return { open, prefill };
 };

@@ -82,6 +82,7 @@ window.workbench.page("train", (page) => {
   // Another run, or another page before: what is shown belongs to the run in the address.
   const open = () => {
     form.open(Boolean(wb.address.get("new")));
+    if (wb.address.get("new")) form.prefill();
     const run = wb.address.get("run");
     if (run === shown) return;
     shown = run;
