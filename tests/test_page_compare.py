@@ -16,6 +16,7 @@ from workbench.figures.compare import curves, win_rate
 from workbench.history import History
 from workbench.votes import Tally, tally
 
+HERE = '[data-page="compare"]'
 pytestmark = pytest.mark.xdist_group("page_compare")
 
 
@@ -47,11 +48,11 @@ def test_the_base_and_the_latest_evaluation_stand_side_by_side_with_their_reward
     assert "evaluated-000000" in sheet(first, "a")
     assert "evaluated-000020" in sheet(first, "b")
     expect(looking.locator(".cmp-cell")).to_have_count(24)
-    expect(looking.locator('[data-slot="time-at"]')).to_have_text("20 of 20")
+    expect(looking.locator(HERE).locator('[data-slot="time-at"]')).to_have_text("20 of 20")
     before, after = (float(text) for text in re.findall(r"\d+\.\d+", first.locator(".cmp-score span").inner_text()))
     gain = first.locator(".cmp-score b").inner_text()
     assert ("▲" in gain) == (after - before >= 5e-3)
-    expect(looking.locator('[data-slot="sum"]')).to_contain_text("shapes exact")
+    expect(looking.locator(HERE).locator('[data-slot="sum"]')).to_contain_text("shapes exact")
 
 
 def test_pictures_are_whole_multiples_of_their_pixels(looking: Page) -> None:
@@ -62,37 +63,37 @@ def test_pictures_are_whole_multiples_of_their_pixels(looking: Page) -> None:
 
 def test_the_wall_is_filtered_and_sorted(looking: Page) -> None:
     visible = looking.locator(".cmp-cell:visible")
-    looking.get_by_label("Prompt contains").fill("three red")
+    looking.locator(HERE).get_by_label("Prompt contains").fill("three red")
     expect(visible).to_have_count(2)
-    looking.get_by_label("Prompt contains").fill("no such words")
-    expect(looking.get_by_text("No prompt fits the filter")).to_be_visible()
-    looking.get_by_label("Prompt contains").fill("")
-    looking.get_by_label("Order").select_option("gain")
+    looking.locator(HERE).get_by_label("Prompt contains").fill("no such words")
+    expect(looking.locator(HERE).get_by_text("No prompt fits the filter")).to_be_visible()
+    looking.locator(HERE).get_by_label("Prompt contains").fill("")
+    looking.locator(HERE).get_by_label("Order").select_option("gain")
     gains = [text.translate(str.maketrans("−", "-", "▲▼ +")) for text in visible.locator("b").all_inner_texts()]
     found = [0.0 if text == "=" else float(text) for text in gains]
     assert found == sorted(found, reverse=True)
     assert "order=gain" in looking.url
-    looking.get_by_label("Order").select_option("")
+    looking.locator(HERE).get_by_label("Order").select_option("")
 
 
 def test_one_slider_drives_the_pictures_and_the_line_in_the_curve(page: Page, served: Served, errors: list[str]) -> None:
     compare(page, served)
     page.wait_for_function("document.querySelector('[data-chart=beside] .plot').layout?.shapes?.[1].x0 === 20")
-    page.get_by_role("slider", name="Iteration of B").press("ArrowLeft")
-    expect(page.locator('[data-slot="time-at"]')).to_have_text("10 of 20")
+    page.locator(HERE).get_by_role("slider", name="Iteration of B").press("ArrowLeft")
+    expect(page.locator(HERE).locator('[data-slot="time-at"]')).to_have_text("10 of 20")
     expect(page.locator(".cmp-cell").first.locator(".b")).to_have_attribute("style", re.compile("evaluated-000010"))
     page.wait_for_function("document.querySelector('[data-chart=beside] .plot').layout.shapes[1].x0 === 10")
     assert "bi=10" in page.url
-    page.get_by_role("slider", name="Iteration of B").press("Home")
+    page.locator(HERE).get_by_role("slider", name="Iteration of B").press("Home")
     expect(page.locator(".cmp-cell").first.locator(".b")).to_have_attribute("style", re.compile("evaluated-000000"))
 
 
 def test_a_link_restores_what_is_compared_and_how(page: Page, served: Served, errors: list[str]) -> None:
     root = compare(page, served, f"&b={served.hacked}&bi=10&view=diff&order=apart&find=red")
     expect(root).to_have_attribute("data-view", "diff")
-    expect(page.locator('[data-slot="b-run"]')).to_have_value(served.hacked)
-    expect(page.locator('[data-slot="b-at"]')).to_have_value("10")
-    expect(page.get_by_label("Order")).to_have_value("apart")
+    expect(page.locator(HERE).locator('[data-slot="b-run"]')).to_have_value(served.hacked)
+    expect(page.locator(HERE).locator('[data-slot="b-at"]')).to_have_value("10")
+    expect(page.locator(HERE).get_by_label("Order")).to_have_value("apart")
     expect(page.locator(".cmp-cell:visible")).to_have_count(6)
     assert "evaluated-000010" in sheet(page.locator(".cmp-cell").first, "b")
 
@@ -114,13 +115,13 @@ def test_a_visitor_who_wants_less_motion_flickers_by_hand(browser: Browser, serv
     page = context.new_page()
     root = compare(page, served, "&view=flicker")
     expect(root).to_have_attribute("data-flip", "b")
-    expect(page.get_by_label("Alternate")).to_have_value("0")
-    expect(page.get_by_text("nothing moves by itself")).to_be_visible()
+    expect(page.locator(HERE).get_by_label("Alternate")).to_have_value("0")
+    expect(page.locator(HERE).get_by_text("nothing moves by itself")).to_be_visible()
     page.locator(".cmp-pair").first.focus()
     page.keyboard.press(" ")
     expect(root).to_have_attribute("data-flip", "a")
     expect(page.locator(".cmp-both .b").first).to_be_hidden()
-    expect(page.locator('[data-slot="zoom"]')).to_be_hidden()
+    expect(page.locator(HERE).locator('[data-slot="zoom"]')).to_be_hidden()
     context.close()
 
 
@@ -139,7 +140,7 @@ def test_the_difference_of_a_policy_to_itself_is_black(page: Page, served: Serve
     compare(page, served, "&view=diff&bi=0")
     style = page.locator(".cmp-both").first.evaluate("node => getComputedStyle(node).filter")
     assert style == "brightness(2)"
-    page.get_by_label("Amplified").select_option("8")
+    page.locator(HERE).get_by_label("Amplified").select_option("8")
     assert page.locator(".cmp-both").first.evaluate("node => getComputedStyle(node).filter") == "brightness(8)"
     shot = Image.open(BytesIO(page.locator(".cmp-both").first.screenshot())).convert("RGB")
     inner = shot.crop((12, 12, shot.width - 12, shot.height - 12))
@@ -149,7 +150,7 @@ def test_the_difference_of_a_policy_to_itself_is_black(page: Page, served: Serve
 def test_a_pair_opens_in_full_size_and_arrows_walk(page: Page, served: Served, errors: list[str]) -> None:
     compare(page, served)
     page.locator(".cmp-pair").nth(2).click()
-    box = page.get_by_role("dialog", name="One pair in full size")
+    box = page.locator(HERE).get_by_role("dialog", name="One pair in full size")
     expect(box.get_by_text("pair 3 of 24, seed 20002, 4 steps")).to_be_visible()
     expect(box.get_by_role("cell", name="shapes exact")).to_be_visible()
     width = box.locator(".cmp-pic").first.evaluate("node => parseFloat(node.style.width)")
@@ -164,10 +165,10 @@ def test_a_pair_opens_in_full_size_and_arrows_walk(page: Page, served: Served, e
 
 def test_a_blind_vote_is_kept_undone_and_counted(page: Page, served: Served, errors: list[str]) -> None:
     compare(page, served, "&bi=10")
-    page.get_by_label("Your name").fill("ada")
-    page.get_by_label("Your name").blur()
-    page.get_by_role("button", name="Vote blind").click()
-    booth = page.get_by_role("dialog", name="Blind vote")
+    page.locator(HERE).get_by_label("Your name").fill("ada")
+    page.locator(HERE).get_by_label("Your name").blur()
+    page.locator(HERE).get_by_role("button", name="Vote blind").click()
+    booth = page.locator(HERE).get_by_role("dialog", name="Blind vote")
     expect(booth.get_by_text("pair 1 of 24")).to_be_visible()
     for turn, key in enumerate(("ArrowLeft", "ArrowRight", "ArrowDown", "ArrowLeft"), 2):
         page.keyboard.press(key)
@@ -176,15 +177,15 @@ def test_a_blind_vote_is_kept_undone_and_counted(page: Page, served: Served, err
     expect(booth.get_by_text("pair 4 of 24")).to_be_visible()
     assert not booth.get_by_text("won").count(), "nothing is revealed before the end"
     booth.get_by_role("button", name="End and reveal").click()
-    expect(page.locator('[data-slot="result"]')).to_contain_text("3 votes by 1 person on 3 pairs")
-    expect(page.locator('[data-slot="result"]')).to_contain_text("1 tie")
+    expect(page.locator(HERE).locator('[data-slot="result"]')).to_contain_text("3 votes by 1 person on 3 pairs")
+    expect(page.locator(HERE).locator('[data-slot="result"]')).to_contain_text("1 tie")
     votes = served.store.votes((served.finished, 0), (served.finished, 10))
     assert len(votes) == 3
     assert votes[2].choice == "tie"
     page.reload()
     expect(page.locator(".cmp-cell").first).to_be_visible(timeout=LOADED)
-    assert page.get_by_label("Your name").input_value() == "ada"
-    page.get_by_role("button", name="Vote blind").click()
+    assert page.locator(HERE).get_by_label("Your name").input_value() == "ada"
+    page.locator(HERE).get_by_role("button", name="Vote blind").click()
     expect(booth.get_by_text("pair 4 of 24")).to_be_visible()  # what was voted on does not come again
     page.keyboard.press("Escape")
     expect(page.locator('[data-chart="votes"] .main-svg').first).to_be_visible()
@@ -192,12 +193,12 @@ def test_a_blind_vote_is_kept_undone_and_counted(page: Page, served: Served, err
 
 def test_a_vote_goes_to_the_policy_whose_picture_was_chosen(page: Page, served: Served, errors: list[str]) -> None:
     compare(page, served)
-    page.get_by_label("Your name").fill("grace")
-    page.get_by_role("button", name="Vote blind").click()
+    page.locator(HERE).get_by_label("Your name").fill("grace")
+    page.locator(HERE).get_by_role("button", name="Vote blind").click()
     chosen = {}
     for _ in range(6):
         picture = page.locator(".cmp-choice .cmp-pic").first
-        prompt = page.locator('[data-slot="booth"] .cmp-prompt').inner_text()
+        prompt = page.locator(HERE).locator('[data-slot="booth"] .cmp-prompt').inner_text()
         style = picture.evaluate("node => [node.style.backgroundImage, node.style.backgroundPosition]")
         chosen[prompt, style[1]] = "a" if "evaluated-000000" in style[0] else "b"
         count = page.locator(".cmp-count").inner_text()
@@ -210,17 +211,17 @@ def test_a_vote_goes_to_the_policy_whose_picture_was_chosen(page: Page, served: 
 
 def test_other_prompts_are_drawn_on_request_by_the_base(page: Page, served: Served, errors: list[str]) -> None:
     refused = compare(page, served, "&bi=0").locator('[data-slot="errors"]')
-    page.get_by_text("Other prompts").click()
-    page.get_by_label("Prompts, one a line").fill("a purple square")
-    page.get_by_role("button", name="Draw").click()
+    page.locator(HERE).get_by_text("Other prompts").click()
+    page.locator(HERE).get_by_label("Prompts, one a line").fill("a purple square")
+    page.locator(HERE).get_by_role("button", name="Draw").click()
     expect(refused).to_contain_text("unknown word 'purple'")
-    page.get_by_label("Prompts, one a line").fill("two red circles\na blue square")
-    page.get_by_label("Pictures of each").fill("2")
-    page.get_by_role("button", name="Draw").click()
+    page.locator(HERE).get_by_label("Prompts, one a line").fill("two red circles\na blue square")
+    page.locator(HERE).get_by_label("Pictures of each").fill("2")
+    page.locator(HERE).get_by_role("button", name="Draw").click()
     expect(page.locator(".cmp-cell")).to_have_count(4)
     expect(refused).to_be_hidden()
     assert "data:image/webp" in sheet(page.locator(".cmp-cell").first, "a")
-    page.get_by_role("button", name="Back to the held-out prompts").click()
+    page.locator(HERE).get_by_role("button", name="Back to the held-out prompts").click()
     expect(page.locator(".cmp-cell")).to_have_count(24)
 
 
@@ -230,10 +231,16 @@ def test_what_is_not_there_is_said_and_the_page_stays_alive(page: Page, served: 
     expect(page.locator('[data-page="compare"] [data-slot="errors"]')).to_contain_text(
         "no complete checkpoint after iteration 7", timeout=LOADED
     )
-    page.locator('[data-slot="b-at"]').select_option("10")
+    page.locator(HERE).locator('[data-slot="b-at"]').select_option("10")
     expect(page.locator(".cmp-cell").first).to_be_visible()
     page.goto(f"{served.url}?tab=compare&run={served.finished}&b=gone")
-    expect(page.locator('[data-page="compare"] [data-slot="problem"]')).to_contain_text("unknown run 'gone'", timeout=LOADED)
+    expect(page.locator('[data-page="compare"] [data-slot="problem"]')).to_contain_text("unknown run", timeout=LOADED)
+    weights = served.store.create("pretrain", {}, title="Pretraining", origin="command line")
+    served.store.set_status(weights, "stopped")
+    page.goto(f"{served.url}?tab=compare&run={weights}")
+    expect(page.locator('[data-page="compare"] [data-slot="problem"]')).to_contain_text(
+        "choose a run that aligns", timeout=LOADED
+    )
     words = begin(served.store, configure("glyphs", {"title": "Words"}))
     served.store.set_status(words, "stopped")
     page.goto(f"{served.url}?tab=compare&run={served.finished}&b={words}")

@@ -170,10 +170,15 @@ class Galleries:
             raise ValueError(f"{at} cannot be drawn: {error}; choose another iteration, or fewer pictures") from error
 
 
-def config_of(run: Run) -> RunConfig:
-    """The settings of a run that aligns a model. Raises: ValueError: if it does something else."""
+def expect_pictures(run: Run) -> None:
+    """Raise ValueError where a run draws no pictures of prompts."""
     if run.kind != "train":
         raise ValueError(f"run {run.id} is of kind {run.kind!r} and has no pictures of prompts; choose a run that aligns a model")
+
+
+def config_of(run: Run) -> RunConfig:
+    """The settings of a run that aligns a model. Raises: ValueError: if it does something else."""
+    expect_pictures(run)
     return parse_config(run.config)
 
 

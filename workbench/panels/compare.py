@@ -6,7 +6,7 @@ from typing import Any
 
 from workbench.config import validated
 from workbench.figures.compare import curves, win_rate
-from workbench.galleries import Comparison, Gallery, config_of
+from workbench.galleries import Comparison, Gallery, config_of, expect_pictures
 from workbench.panels.charts import chart_card
 from workbench.panels.page import ASSETS, Page, Parts, rounded, sprite, value
 from workbench.pictures import data_sheet
@@ -104,6 +104,8 @@ def update(studio: Studio, asked: Mapping[str, Any]) -> Parts:
         return {}
     ids = dict.fromkeys(studio.store.run(asked.get(name) or found.id).id for name in ("a", "b"))
     views = [studio.view(studio.store.run(run)) for run in ids]
+    for view in views:
+        expect_pictures(view.run)
     evaluated = ":".join(f"{view.run.id}:{view.history.changed.get('pairs', 0)}" for view in views)
     reached = f"{evaluated}:{[(view.checkpoints, view.run.status) for view in views]}"
     return {
@@ -164,7 +166,7 @@ PAGE = Page(
     "compare",
     "Compare",
     layout,
-    ("compare.js", "ballot.js"),
+    ("views.js", "ballot.js", "compare.js"),
     {"compare": compare, "score": score, "begin": begin, "vote": vote, "undo": undo, "result": result},
     update,
 )

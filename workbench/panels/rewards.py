@@ -9,7 +9,7 @@ from torch import Tensor
 
 from workbench.config import parse_config, validated
 from workbench.figures.rewards import agreement, histogram
-from workbench.galleries import config_of
+from workbench.galleries import config_of, expect_pictures
 from workbench.panels import form
 from workbench.panels.charts import chart_card
 from workbench.panels.page import ASSETS, Page, Parts, rounded, value
@@ -82,6 +82,7 @@ def update(studio: Studio, asked: Mapping[str, Any]) -> Parts:
     found = studio.pick(asked.get("run", ""))
     if found is None:
         return {}
+    expect_pictures(found)
     view = studio.view(found)
     stamp = f"{found.id}:{view.history.changed.get('groups', 0)}:{view.history.changed.get('pairs', 0)}"
     return {"run": value(found.id), "known": (stamp, lambda: _known(view))}
@@ -95,7 +96,6 @@ def layout() -> str:
 
 
 def _known(view: View) -> dict[str, Any]:
-    config_of(view.run)
     return {
         "title": view.run.title,
         "rollouts": [list(pair) for pair in view.history.group_rows],

@@ -1,22 +1,15 @@
-// Two policies at the same prompts and seeds: the wall of pairs in four views, one slider over the iterations, one pair in full size.
+// Two policies at the same prompts and seeds: which they are, the wall of pairs with its rewards, one slider over the iterations.
 window.workbench.page("compare", (page) => {
-  const wb = window.workbench, { make, setText, setAttr, show } = wb, { paint, ready } = wb.sprites;
+  const wb = window.workbench, { make, setText, setAttr, show } = wb, { ready } = wb.sprites;
   const KEYS = ["a", "b", "ai", "bi", "view", "find", "skill", "order", "by", "prompts", "seed", "each"];
-  const VIEWS = {
-    side: ["Side by side", "A on the left, B on the right."],
-    wipe: ["Slider", "A left of the line, B right of it: point at a picture, or press the left and right arrow keys."],
-    flicker: ["Flicker", "A and B take turns in one place: press space, or let them alternate."],
-    diff: ["Difference", "Black where A and B are the same; brighter where they differ, each colour by itself."],
-  };
-  const calm = matchMedia("(prefers-reduced-motion: reduce)");
   let sides = {}, held = null, scores = null, asked = "", busy = false, again = false, figure = null, revealed = "";
-  let flip = "b", beat = null, playing = null, zoomed = null;
+  let playing = null;
 
   const wanted = () => {
     const at = Object.fromEntries(KEYS.map((key) => [key, wb.address.get(key)])), run = wb.address.get("run");
     const a = at.a || run, b = at.b || run;
     const number = (text, otherwise) => text === "" ? otherwise : Number(text);
-    return { ...at, a, b, ai: number(at.ai, 0), bi: number(at.bi, null), view: VIEWS[at.view] ? at.view : "side" };
+    return { ...at, a, b, ai: number(at.ai, 0), bi: number(at.bi, null), view: views.known(at.view) ? at.view : "side" };
   };
   const latest = (run) => sides[run] && sides[run].recorded.length ? sides[run].recorded.at(-1) : null;
   const question = () => {
@@ -54,28 +47,6 @@ window.workbench.page("compare", (page) => {
     draw();
   };
 
-  // One pair: two pictures in one button, whose look is the view's.
-  const both = (index, wide) => {
-    const node = make("span", "cmp-both");
-    for (const side of ["a", "b"]) {
-      const picture = make("span", `cmp-pic ${side}`);
-      node.append(picture);
-    }
-    node.append(make("i", "cmp-line"));
-    repaint(node, index, wide);
-    return node;
-  };
-  const repaint = (node, index, wide) => { // `wide`: room in pixels of the page
-    const [width, height] = held.a.sheet.tile, sided = wanted().view === "side" && !node.closest(".cmp-booth"), longest = Math.max(width, height);
-    const small = innerWidth <= 640 ? Math.max(2 * longest, sided ? 80 : 164) : sided ? 132 : 208;
-    const room = wide ? Math.min(sided ? (wide.width - 12) / 2 / width : wide.width / width, wide.height / height) : small / longest;
-    const scale = room >= 1 ? Math.floor(room) : room;
-    [...node.querySelectorAll(".cmp-pic")].forEach((picture, turn) => paint(picture, (turn ? held.b : held.a).sheet, index, scale * longest));
-    node.style.setProperty("--w", `${Math.round(scale * width)}px`);
-    node.style.setProperty("--h", `${Math.round(scale * height)}px`);
-    if (!wide) page.slot("wall").style.setProperty("--cell", `${Math.round(scale * width) * (sided ? 2 : 1) + (sided ? 4 : 0)}px`);
-  };
-
   const metric = () => scores && scores.b[wanted().by] ? wanted().by : "reward";
   const change = (index) => {
     if (!scores) return null;
@@ -93,14 +64,14 @@ window.workbench.page("compare", (page) => {
   const cell = (index) => {
     const node = make("figure", "cmp-cell"), button = make("button", "cmp-pair");
     button.type = "button";
-    button.append(both(index));
+    button.append(views.both(index));
     node.append(button, make("figcaption"), make("p", "cmp-score"));
     node.index = index;
     return node;
   };
   const fill = (node) => {
     const index = node.index;
-    repaint(node.querySelector(".cmp-both"), index);
+    views.repaint(node.querySelector(".cmp-both"), index);
     setText(node.querySelector("figcaption"), held.prompts[index]);
     node.title = `${held.prompts[index]}, seed ${held.seeds[index]}`;
     fillScore(node.querySelector(".cmp-score"), index);
@@ -121,11 +92,8 @@ window.workbench.page("compare", (page) => {
   const seen = () => sorted().filter(passes);
 
   const draw = () => {
-    const wall = page.slot("wall"), at = wanted();
-    setAttr(page.root, "data-view", at.view);
-    for (const button of page.root.querySelectorAll("[data-view-of]")) setAttr(button, "aria-pressed", button.dataset.viewOf === at.view);
-    setText(page.slot("says"), VIEWS[at.view][1] + (at.view === "flicker" && calm.matches ? " Your system asks for less motion, so nothing moves by itself." : ""));
-    knob();
+    const wall = page.slot("wall");
+    views.say();
     if (!held) {
       wall.replaceChildren(make("p", "wb-wait", "Nothing to compare yet: see what is said above."));
       page.slot("sum").replaceChildren();
@@ -145,7 +113,7 @@ window.workbench.page("compare", (page) => {
     if (!seen().length) { if (!none) wall.append(make("p", "wb-wait", "No prompt fits the filter. Clear it to see all pictures.")); } else if (none) none.remove();
     summary();
     mark();
-    if (zoomed !== null) zoom(zoomed);
+    views.again();
   };
   const options = (menu, entries, value) => {
     const key = JSON.stringify(entries);
@@ -180,94 +148,11 @@ window.workbench.page("compare", (page) => {
     wb.charts.draw(page, "beside", { data: figure.data.map((trace) => ({ ...trace })), layout }, `${held.a.run} ${held.b.run}`);
   };
 
-  // What goes with a view: how fast it flickers, how much it amplifies, where the line is.
-  const knob = () => {
-    const box = page.slot("knob"), { view } = wanted();
-    if (box.dataset.of === view) return;
-    box.dataset.of = view;
-    clearInterval(beat);
-    box.replaceChildren();
-    if (view === "wipe") {
-      const range = Object.assign(make("input"), { type: "range", min: 0, max: 100, value: 50 });
-      range.addEventListener("input", () => cut(Number(range.value)));
-      box.append(labelled("Line", range));
-      cut(50);
-    } else if (view === "flicker") {
-      const menu = make("select");
-      menu.append(...[["0", "by hand (space)"], ["500", "every 0.5 s"], ["1000", "every 1 s"], ["2000", "every 2 s"]].map(([value, text]) => new Option(text, value)));
-      menu.value = calm.matches ? "0" : "1000";
-      const start = () => { clearInterval(beat); if (Number(menu.value)) beat = setInterval(toggle, Number(menu.value)); };
-      menu.addEventListener("change", start);
-      const now = make("output", "cmp-now", "B");
-      now.setAttribute("aria-live", "off");
-      box.append(labelled("Alternate", menu), now);
-      toggle("b");
-      start();
-    } else if (view === "diff") {
-      const menu = make("select");
-      menu.append(...[1, 2, 4, 8].map((gain) => new Option(`× ${gain}`, gain)));
-      menu.value = "2";
-      const amplify = () => page.root.style.setProperty("--gain", menu.value);
-      menu.addEventListener("change", amplify);
-      box.append(labelled("Amplified", menu));
-      amplify();
-    }
-  };
-  const labelled = (text, control) => { const label = make("label"); label.append(make("span", "", text), control); return label; };
-  const toggle = (to) => {
-    flip = typeof to === "string" ? to : flip === "a" ? "b" : "a";
-    setAttr(page.root, "data-flip", flip);
-    for (const node of page.root.querySelectorAll(".cmp-now")) setText(node, `now ${flip.toUpperCase()}`);
-  };
-  const cut = (share) => {
-    const at = Math.max(0, Math.min(100, share));
-    page.root.style.setProperty("--cut", `${at}%`);
-    const range = page.slot("knob").querySelector("input");
-    if (range && Number(range.value) !== at) range.value = at;
-  };
-  const cutNow = () => parseFloat(page.root.style.getPropertyValue("--cut")) || 0;
-
+  const inFull = (index) => scores ? {
+    caption: `Rewards; the pictures lie ${two(scores.apart[index])} apart (root mean square, 0 to 1)`,
+    lines: Object.keys(scores.b).map((name) => [name === "reward" ? "all, weighted" : wb.words(name), two(scores.a[name][index]), two(scores.b[name][index])]),
+  } : { caption: "", lines: [] };
   const look = (view) => { wb.address.set({ view: view === "side" ? "" : view }); draw(); };
-  const viewButtons = () => Object.entries(VIEWS).map(([name, [label]], turn) => {
-    const button = make("button", "wb-button small", label);
-    button.type = "button";
-    button.dataset.viewOf = name;
-    button.title = `${label}: key ${turn + 1}`;
-    setAttr(button, "aria-pressed", wanted().view === name);
-    return button;
-  });
-
-  // One pair as large as it fits, in whole multiples of its pixels.
-  const zoom = (index) => {
-    const box = page.slot("zoom"), order = seen(), turn = order.indexOf(index);
-    if (!held || turn < 0) { zoomed = null; return box.close(); }
-    const opened = zoomed === null;
-    zoomed = index;
-    if (opened || !box.childElementCount) {
-      const head = make("div", "cmp-zoom-head"), views = make("div", "cmp-views"), close = make("button", "wb-button small", "Close");
-      close.type = "button";
-      close.dataset.act = "close-zoom";
-      views.setAttribute("role", "group");
-      views.setAttribute("aria-label", "View");
-      views.append(...viewButtons());
-      head.append(views, make("output", "cmp-now"), close);
-      const stage = make("div", "cmp-stage"), back = make("button", "wb-button cmp-step", "‹"), on = make("button", "wb-button cmp-step", "›");
-      for (const [button, act, label] of [[back, "earlier", "Previous pair"], [on, "later", "Next pair"]]) { button.type = "button"; button.dataset.act = act; button.setAttribute("aria-label", label); }
-      stage.append(back, both(index), on);
-      box.replaceChildren(head, make("h2", "cmp-prompt"), stage, make("p", "wb-hint cmp-where"), make("div", "cmp-parts"));
-    }
-    if (opened) { box.showModal(); box.querySelector('[data-view-of][aria-pressed="true"]').focus(); }
-    const room = { width: Math.min(innerWidth * 0.96, 1180) - 150, height: innerHeight * 0.58 };
-    repaint(box.querySelector(".cmp-both"), index, room.width < 300 ? { ...room, width: innerWidth - 60 } : room);
-    setText(box.querySelector(".cmp-prompt"), held.prompts[index]);
-    setText(box.querySelector(".cmp-where"), `pair ${turn + 1} of ${order.length}, seed ${held.seeds[index]}, ${held.steps} steps. A: ${held.a.title}. B: ${held.b.title}. Left and right: other pairs; 1 to 4: views.`);
-    const parts = box.querySelector(".cmp-parts");
-    if (!scores) return parts.replaceChildren();
-    const lines = Object.keys(scores.b).map((name) => [name === "reward" ? "all, weighted" : wb.words(name), two(scores.a[name][index]), two(scores.b[name][index])]);
-    parts.replaceChildren(wb.table(`Rewards; the pictures lie ${two(scores.apart[index])} apart (root mean square, 0 to 1)`, ["reward", "A", "B"], lines));
-  };
-  const step = (by) => { const order = seen(), next = order[order.indexOf(zoomed) + by]; if (next !== undefined) zoom(next); };
-
   // The slider steps over all recorded evaluations of B, from the first to the last.
   const time = () => {
     const at = wanted(), known = (sides[at.b] || { recorded: [] }).recorded, slider = page.slot("time");
@@ -344,6 +229,7 @@ window.workbench.page("compare", (page) => {
     setAttr(page.root.querySelector('[data-act="reveal"]'), "aria-expanded", true);
     setText(page.root.querySelector('[data-act="reveal"]'), "Hide result");
   };
+  const views = wb.views(page, { pictures: () => held, view: () => wanted().view, look, order: seen, rewards: inFull });
   const booth = wb.booth(page, { question, pictures: () => held, ended: reveal, began: hideResult });
 
   const parts = {
@@ -374,9 +260,8 @@ window.workbench.page("compare", (page) => {
     if (at.prompts) page.slot("custom").open = true;
     if (held) draw();
   };
-  const close = () => { play(false); clearInterval(beat); delete page.slot("knob").dataset.of; zoomed = null; page.slot("zoom").close(); booth.close(); };
+  const close = () => { play(false); views.close(); booth.close(); };
 
-  page.slot("views").append(...viewButtons());
   for (const side of ["a", "b"]) {
     page.slot(`${side}-run`).addEventListener("change", (event) => { wb.address.set({ [side]: event.target.value === wb.address.get("run") ? "" : event.target.value, [`${side}i`]: "" }, true); page.forget("sides", "curves"); refreshSoon(); });
     page.slot(`${side}-at`).addEventListener("change", (event) => { wb.address.set({ [`${side}i`]: side === "a" && event.target.value === "0" ? "" : event.target.value }, true); time(); refresh(); });
@@ -400,8 +285,8 @@ window.workbench.page("compare", (page) => {
     play: () => play(!playing),
     vote: () => booth.open(page.slot("voter").value),
     reveal: () => revealed ? hideResult() : reveal(),
-    earlier: () => step(-1),
-    later: () => step(1),
+    earlier: () => views.step(-1),
+    later: () => views.step(1),
     "close-zoom": () => page.slot("zoom").close(),
   };
   page.root.addEventListener("click", (event) => {
@@ -409,28 +294,11 @@ window.workbench.page("compare", (page) => {
     if (!button) return;
     if (button.dataset.viewOf) look(button.dataset.viewOf);
     else if (acts[button.dataset.act]) acts[button.dataset.act]();
-    else if (button.matches(".cmp-pair")) zoom(button.closest(".cmp-cell").index);
+    else if (button.matches(".cmp-pair")) views.zoom(button.closest(".cmp-cell").index);
   });
-  page.slot("zoom").addEventListener("close", () => {
-    const node = [...page.slot("wall").querySelectorAll(".cmp-cell")].find((each) => each.index === zoomed);
-    zoomed = null;
-    if (node) node.firstChild.focus();
-  });
-  page.root.addEventListener("pointermove", (event) => {
-    const target = wanted().view === "wipe" && event.target.closest(".cmp-both");
-    if (!target) return;
-    const area = target.getBoundingClientRect();
-    cut(100 * (event.clientX - area.left) / area.width);
-  });
-  // Keys: in the slider's view the arrows move the line, elsewhere they walk; space flickers; 1 to 4 choose a view.
   page.root.addEventListener("keydown", (event) => {
     if (event.target.matches("input, select, textarea") || event.metaKey || event.ctrlKey || page.slot("booth").open) return;
-    const { view } = wanted(), by = { ArrowLeft: -1, ArrowRight: 1 }[event.key], name = Object.keys(VIEWS)[Number(event.key) - 1];
-    if (event.key === " " && view === "flicker") { event.preventDefault(); toggle(); }
-    else if (name) { event.preventDefault(); look(name); }
-    else if (by && view === "wipe" && !event.shiftKey) { event.preventDefault(); cut(cutNow() + 5 * by); }
-    else if (by && zoomed !== null) { event.preventDefault(); step(by); }
-    else if (event.target.matches(".cmp-pair")) walk(event);
+    if (!views.key(event) && event.target.matches(".cmp-pair")) walk(event);
   });
   const walk = (event) => {
     const cells = [...page.slot("wall").querySelectorAll(".cmp-cell:not([hidden])")], here = cells.indexOf(event.target.closest(".cmp-cell"));
@@ -438,7 +306,6 @@ window.workbench.page("compare", (page) => {
     const next = cells[here + ({ ArrowLeft: -1, ArrowRight: 1, ArrowUp: -across, ArrowDown: across }[event.key] || 0)];
     if (next && next !== cells[here]) { event.preventDefault(); next.firstChild.focus(); }
   };
-  window.addEventListener("resize", wb.settled(150, () => { if (zoomed !== null) zoom(zoomed); }));
 
   return { parts, told, open, close, asks: () => ({ a: wb.address.get("a"), b: wb.address.get("b") }) };
 });
