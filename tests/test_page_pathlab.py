@@ -24,7 +24,7 @@ from workbench.studio import Studio
 pytestmark = pytest.mark.xdist_group("page_pathlab")
 
 LAB = '[data-page="pathlab"] '
-UPDATES = "document.querySelector('[data-fact=updates]').textContent"
+UPDATES = "document.querySelector('[data-page=pathlab] [data-fact=updates]').textContent"
 WALK, LEVER = LAB + '[data-slot="walk"] ', LAB + '[data-slot="lever"] '
 
 
