@@ -2,14 +2,16 @@
 
 import json
 from collections.abc import Iterator
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
-from serving_page import LOADED, Served, listen, plotted
+from serving_page import LOADED, Served, begin, listen, plotted
 
+from workbench.config import configure
+from workbench.events import Started
 from workbench.figures.rewards import agreement, histogram
 
 pytestmark = pytest.mark.xdist_group("page_rewards")
@@ -114,6 +116,23 @@ def test_a_refusal_is_shown_and_the_page_stays_alive(page: Page, served: Served,
     expect(root.locator('[data-slot="errors"]')).not_to_be_empty()
     root.locator('[name="rewards.shapes_dense.use"]').check()
     expect(root.get_by_role("slider")).to_have_count(1)
+
+
+def test_a_reward_that_fails_is_a_sentence_and_not_a_zero(page: Page, served: Served, errors: list[str]) -> None:
+    config = configure("glyphs", {"title": "Words"})
+    run = begin(served.store, config)
+    served.store.record(run, Started(0, {"device": "cpu"}))
+    served.store.set_status(run, "stopped")
+    broken = {"rewards.glyphs_preference.use": True, "rewards.glyphs_preference.reward.weights": "nowhere.safetensors"}
+    query = urlencode({"tab": "rewards", "run": run, "kind": "renderings", "prompts": 2, "each": 4, "form": json.dumps(broken)})
+    page.goto(f"{served.url}?{query}")
+    root = page.locator('[data-page="rewards"]')
+    expect(root.locator(".rw-failed")).to_contain_text("glyphs preference raised ValueError: no scorer at", timeout=LOADED)
+    assert not row(page, "glyphs preference")
+    assert row(page, "glyphs exact")[1] == "1"
+    expect(root.locator('[data-slot="quiet"]')).to_contain_text("without glyphs preference, which failed")
+    expect(root.get_by_role("slider", name="glyphs preference")).to_be_disabled()
+    assert "glyphs_preference" not in root.locator('[data-slot="by"]').inner_html()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

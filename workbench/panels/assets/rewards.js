@@ -101,6 +101,7 @@ window.workbench.page("rewards", (page) => {
       const range = label.querySelector("input"), weight = weights[range.dataset.of];
       if (weight > Number(range.max)) range.max = String(weight);
       range.value = String(weight);
+      range.disabled = Boolean(held.rewards.find((reward) => reward.name === range.dataset.of).failure);
       setText(label.lastChild, String(weight));
     }
   };
@@ -139,8 +140,8 @@ window.workbench.page("rewards", (page) => {
     return node;
   };
   const groups = () => {
-    const box = page.slot("groups");
-    setText(page.slot("quiet"), weighed ? `${weighed.quiet} of ${weighed.groups} groups without gradient` : "");
+    const box = page.slot("groups"), left = held.rewards.filter((reward) => reward.failure).map((reward) => wb.words(reward.name));
+    setText(page.slot("quiet"), weighed ? `${weighed.quiet} of ${weighed.groups} groups without gradient${left.length ? `; without ${left.join(", ")}, which failed` : ""}` : "");
     if (!weighed) return box.replaceChildren(make("p", "wb-wait", held.group_size ? "Being weighed." : "These pictures are not in groups of one size, so that they cannot compete: choose a rollout, or pictures that are drawn now."));
     const rows = Array.from({ length: weighed.groups }, (_, group) => {
       const row = make("section", "wb-group"), head = make("div", "wb-prompt"), tiles = make("div", "wb-tiles");
@@ -222,7 +223,7 @@ window.workbench.page("rewards", (page) => {
   page.slot("by").addEventListener("change", (event) => { wb.address.set({ by: event.target.value }); ranking(); });
   page.root.addEventListener("click", (event) => {
     if (!event.target.closest('[data-act="train"]')) return;
-    const changes = Object.fromEntries(Object.entries(weights).map(([name, weight]) => [`rewards.${name}`, weight]));
+    const changes = Object.fromEntries(held ? sound().map(({ name }) => [`rewards.${name}`, weights[name]]) : []);
     for (const input of page.slot("form").querySelectorAll('.wb-line:not([hidden]) [name$=".use"]')) {
       const name = input.name.split(".")[1];
       if (!input.checked && initial[input.name]) changes[`rewards.${name}`] = 0; // the run had it, and now it shall not
