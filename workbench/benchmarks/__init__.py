@@ -6,6 +6,7 @@ BENCHMARKS: dict[str, str] = {
     "overhead": "workbench.benchmarks.overhead:bench_overhead",
     "startup": "workbench.benchmarks.startup:bench_startup",
     "page": "workbench.benchmarks.page:bench_page",
+    "runs": "workbench.benchmarks.runs:bench_runs",
     "samplers": "workbench.benchmarks.samplers:bench_samplers",
     "rings": "workbench.benchmarks.rings:bench_rings",
     "anchor_noise": "workbench.benchmarks.anchor_noise:bench_anchor_noise",
