@@ -433,6 +433,14 @@ def test_another_run_and_another_page_keep_what_was_set(page: Page, served: Serv
     page.wait_for_url(re.compile("seed=9"))
 
 
+def test_a_link_to_a_lost_run_says_so_once_and_draws_all_the_same(page: Page, served: Served) -> None:
+    root = play(page, served, "&run=20200101-gone")
+    expect(page.locator('[data-page="playground"] [data-slot="problem"]')).to_contain_text("unknown run '20200101-gone'")
+    expect(root.locator('[data-slot="notes"]')).to_have_text("Meanwhile the base of ‘shapes’ draws.")
+    page.locator('[data-slot="runs"]').select_option(served.finished)
+    expect(root.locator('[data-slot="notes"]')).to_be_hidden()
+
+
 def test_train_takes_the_sampler_and_the_steps_along(base: Page) -> None:
     root = base.locator(".pg")
     root.locator('input[type="number"][data-knob="anchor"]').fill("0.5")

@@ -51,7 +51,7 @@ window.workbench.page("playground", (page) => {
     let reply = await page.ask("form", { run, preset: preset() });
     if (turn !== opening) return;
     if (reply.errors) {
-      tell(reply.errors, false);
+      tell([...reply.errors.filter((line) => !line.startsWith("unknown run")), "Meanwhile the base of ‘shapes’ draws."], true); // a lost run is told above
       state.policy = "preset:shapes";
       reply = await page.ask("form", { run: "", preset: "shapes" });
       if (reply.errors || turn !== opening) return;
