@@ -10,7 +10,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 from serving_page import LOADED, Served, begin, listen, plotted
 
-from workbench.config import configure
+from workbench.config import change, configure
 from workbench.events import Started
 from workbench.figures.rewards import agreement, histogram
 
@@ -133,6 +133,12 @@ def test_a_reward_that_fails_is_a_sentence_and_not_a_zero(page: Page, served: Se
     expect(root.locator('[data-slot="quiet"]')).to_contain_text("without glyphs preference, which failed")
     expect(root.get_by_role("slider", name="glyphs preference")).to_be_disabled()
     assert "glyphs_preference" not in root.locator('[data-slot="by"]').inner_html()
+    root.locator('[name="rewards.glyphs_rule.use"]').check()  # in this run it only judges
+    expect(root.get_by_role("slider", name="glyphs rule")).to_be_enabled()
+    root.get_by_role("button", name="Train with these weights").click()
+    changes = json.loads(parse_qs(urlsplit(page.url).query)["with"][0])
+    names = {weighted.reward.name for weighted in change(config, changes).rewards}
+    assert names == {"glyphs_dense", "glyphs_exact", "glyphs_rule"}
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -21,9 +21,11 @@ _COLUMNS, _LARGEST_TILE = 16, 128
 
 
 def settings(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
-    """The form of the rewards, as a run has them, and which task they must fit."""
+    """The form of the rewards, as a run has them, which task they must fit, and which of them only judge there."""
     config = config_of(studio.store.run(asked["run"]))
-    return {"form": form.render(Tried(rewards=config.rewards)), "domain": config.task.domain, "combine": config.grpo.combine}
+    judges = [judge.reward.name for judge in config.eval_rewards]
+    told = {"domain": config.task.domain, "combine": config.grpo.combine, "judges": judges}
+    return {"form": form.render(Tried(rewards=config.rewards)), **told}
 
 
 def attempt(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:

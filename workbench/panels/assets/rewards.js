@@ -5,7 +5,7 @@ window.workbench.page("rewards", (page) => {
     "": "Training prompts, in the groups that competed.", evaluation: "Held-out prompts at the seeds of every evaluation.",
     base: "The untrained model, at training prompts.", renderings: "What a perfect answer looks like: a good reward rates it high.",
   };
-  let known = null, formOf = "", initial = {}, domain = "", held = null, weighed = null, weights = {}, asked = "", busy = false, again = false;
+  let known = null, formOf = "", initial = {}, domain = "", judges = [], held = null, weighed = null, weights = {}, asked = "", busy = false, again = false;
 
   const get = (name) => wb.address.get(name);
   const drawn = () => ["base", "renderings"].includes(get("kind"));
@@ -24,7 +24,7 @@ window.workbench.page("rewards", (page) => {
     wb.complain(page.slot("errors"), reply.errors || []);
     if (reply.errors) return;
     page.slot("form").innerHTML = reply.form;
-    domain = reply.domain;
+    ({ domain, judges } = reply);
     for (const line of page.slot("form").querySelectorAll(".wb-line")) line.hidden = Boolean(line.dataset.domain) && line.dataset.domain !== domain;
     initial = values();
     const others = JSON.parse(get("form") || "{}");
@@ -224,6 +224,7 @@ window.workbench.page("rewards", (page) => {
   page.root.addEventListener("click", (event) => {
     if (!event.target.closest('[data-act="train"]')) return;
     const changes = Object.fromEntries(held ? sound().map(({ name }) => [`rewards.${name}`, weights[name]]) : []);
+    for (const name of judges) if (changes[`rewards.${name}`] !== undefined) changes[`eval_rewards.${name}`] = 0; // what is trained on cannot judge
     for (const input of page.slot("form").querySelectorAll('.wb-line:not([hidden]) [name$=".use"]')) {
       const name = input.name.split(".")[1];
       if (!input.checked && initial[input.name]) changes[`rewards.${name}`] = 0; // the run had it, and now it shall not
