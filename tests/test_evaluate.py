@@ -85,8 +85,8 @@ def test_measures_average_a_group_first_because_prompts_are_the_independent_draw
     assert found["grey"].low == pytest.approx(expected.low)
     assert found["distance_to_base"].value == pytest.approx(0.1)
     assert found["diversity"].value == pytest.approx(0.2, rel=1e-4)  # float32 sums over 4,800 numbers
-    assert found["saturation"].value == 0
-    assert set(found) == {"grey", "distance_to_base", "diversity", "saturation"}
+    assert found["saturation"].value == found["sharpness"].value == 0
+    assert set(found) == {"grey", "distance_to_base", "diversity", "saturation", "sharpness"}
 
 
 def test_diversity_is_the_mean_distance_of_two_different_images_of_a_group() -> None:

@@ -132,3 +132,9 @@ def test_judges_are_found_in_the_form_that_configurations_have() -> None:
     judge = EvalReward(reward=REWARDS["shapes_exact"]())
     config = PRESETS["shapes"].model_copy(update={"eval_rewards": (judge,)}).model_dump(mode="json")
     assert judges(config) == ["shapes_exact"]
+
+
+def test_a_queued_run_says_what_it_waits_for() -> None:
+    (verdict,) = verdicts(History(), {}, "queued")
+    assert (verdict.level, verdict.title) == ("green", "Queued")
+    assert "before it has ended or is paused" in verdict.sentence

@@ -1,7 +1,9 @@
 """What the app can do without a page: pick, view, start, control, resume; the form; and what a page is sent."""
 
 import json
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 from toy_run import toy_config, toy_events
 
 from workbench.config import PRESETS, RunConfig, parse_config
-from workbench.events import Finished, IterationDone, Started
+from workbench.events import Finished, GroupsScored, IterationDone, Started
 from workbench.jobs import Worker
 from workbench.panels import PAGES, form, shell
 from workbench.store import Store
@@ -239,3 +241,20 @@ def test_a_started_run_trains_to_its_end(studio: Studio) -> None:
     assert (studio.store.run(run).status, studio.store.run(run).error) == ("done", None)
     assert [row.kind for row in studio.store.events(run)][-1] == Finished.__name__
     assert view_of(studio, run).history.groups is not None
+
+
+def test_samples_that_were_held_back_say_so_where_there_were_several_epochs(studio: Studio) -> None:
+    config = toy_config(3, **{"grpo.epochs": 2, "objective.clip_range": 0.01})
+    run = studio.store.create("train", config.model_dump(mode="json"), title="toy", origin="test")
+    for event in toy_events(config):
+        if isinstance(event, GroupsScored):
+            advantages = event.advantages
+        if isinstance(event, IterationDone):
+            beyond = [1.0 + 0.05 * (i % 2) * math.copysign(1, advantage) for i, advantage in enumerate(advantages)]
+            event = replace(event, ratios=(tuple(beyond),))
+        studio.store.record(run, event)
+    news = told(studio, {"run": run})
+    assert news is not None
+    images = [image for group in news["parts"]["groups"]["groups"] for image in group["images"]]
+    assert all(image["clipped"] == (image["sample"] % 2 == 1 and image["advantage"] != 0) for image in images)
+    assert {image["clipped"] for image in images} == {True, False}

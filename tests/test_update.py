@@ -61,7 +61,7 @@ def lesson_of(learner: Learner, rollout: Rollout, advantages: Tensor) -> Lesson:
 
 def update(learner: WatchedLearner, rollout: Rollout, advantages: Tensor) -> tuple[dict[str, float], Tensor]:
     """The figures, and the first epoch's gradient as one vector."""
-    figures = drain(update_policy(learner, lesson_of(learner, rollout, advantages)))
+    figures, _ = drain(update_policy(learner, lesson_of(learner, rollout, advantages)))
     return figures, torch.cat([g.flatten() for g in learner.gradients[0].values()])
 
 
@@ -291,3 +291,18 @@ def test_an_iteration_makes_the_passes_it_must_and_no_others(
     step = int(event.metrics.get("branch_step", 0))
     assert sum(rows for rows, trained in passes if trained) == trained_rows
     assert sum(rows for rows, trained in passes if not trained) == frozen_rows(step)
+
+
+@pytest.mark.parametrize("mode", ["branch", "all"])
+def test_ratios_of_the_last_epoch_belong_to_the_samples_and_one_epoch_has_none(mode: str) -> None:
+    learner, rollout, advantages = learner_and_rollout(rollout__mode=mode, grpo__epochs=2, optimizer__learning_rate=1e-3)
+    lesson = lesson_of(learner, rollout, advantages)
+    _, ratios = drain(update_policy(learner, lesson))
+    assert len(ratios) == len(rollout.transitions)
+    assert all(values.shape == (16,) for values in ratios)
+    pushed = torch.cat([advantages for _ in ratios])
+    moved = torch.cat(ratios) - 1
+    assert float((pushed * moved).mean()) > 0  # what was better than its group has become likelier
+    assert float(moved.abs().max()) > 0
+    once, again, advantages = learner_and_rollout(rollout__mode=mode)
+    assert drain(update_policy(once, lesson_of(once, again, advantages)))[1] == ()

@@ -121,9 +121,11 @@ def measure(
         images: [N, 3, H, W] in [0, 1], for `sample`.
         base: the base model's images of the same sample, if the distance to it is wanted.
     Returns: each reward by name; the task's statistics; `diversity` (mean distance of two images of a group), `layouts` (share of
-        different compositions in a group), `saturation`, and `distance_to_base`. Distances are root mean squares over pixels.
+        different compositions in a group), `saturation`, `sharpness` (mean step between neighbouring pixels), and
+        `distance_to_base`. Distances are root mean squares over pixels.
     """
     per_image = {name: reward(images, sample.prompts) for name, reward in rewards.items()} | task.statistics(images)
+    per_image["sharpness"] = (images.diff(dim=2).abs().mean((1, 2, 3)) + images.diff(dim=3).abs().mean((1, 2, 3))) / 2
     per_image["saturation"] = (images.amax(1) - images.amin(1)).mean((1, 2))
     small = thumbnails(images)
     if base is not None:

@@ -76,6 +76,8 @@ class IterationDone:
     iteration: int  # 1 after the first update
     metrics: dict[str, float]
     seconds: float
+    ratios: tuple[tuple[float | None, ...], ...] = ()
+    """[steps][P * G], as the log_probs of its groups: policy ratios in the last epoch; none with one epoch, where all are 1."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ HACKED = 3.0
 """A picture statistic this many times its base value is drift, whatever the reward says; so is its inverse, but for distances."""
 NARROW = 0.85
 """Least share of the base's in-group diversity that counts as healthy."""
-COMPARABLE = {"diversity", "layouts", "distance_to_base", "saturation", "reward"}
+COMPARABLE = {"diversity", "layouts", "distance_to_base", "saturation", "sharpness", "reward"}
 """Measures of every evaluation that are neither a reward nor one of the task's own statistics."""
 
 

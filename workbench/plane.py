@@ -220,7 +220,7 @@ class PlaneLearner:
         """
         lesson = self.lesson()
         rewards = bump(lesson.rollout.final, self.lever)
-        told = drain(update_policy(self, lesson))
+        told, _ = drain(update_policy(self, lesson))
         self.updates += 1
         silent = float(constant_groups(rewards, GROUP_SIZE).float().mean())
         self.history.append(Progressed(self.updates, float(rewards.mean()), told.get("kl", 0.0), silent))

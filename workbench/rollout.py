@@ -63,12 +63,13 @@ class Rollout:
     @property
     def log_probs(self) -> tuple[Tensor, ...]:
         """[N] for each stochastic step: means over dimensions, of the policy that sampled; NaN where a sample took no part."""
-        return tuple(self._by_sample(transition) for transition in self.transitions)
+        return tuple(self.by_sample(transition, transition.log_probs) for transition in self.transitions)
 
-    def _by_sample(self, transition: Transition) -> Tensor:
-        values = torch.full((len(self.prompts),), torch.nan)
-        values[transition.leaves] = transition.log_probs[..., None].expand(transition.leaves.shape).cpu()
-        return values
+    def by_sample(self, transition: Transition, values: Tensor) -> Tensor:
+        """Values [M, C] of a step's children for the samples that descend from them, [N]; NaN for the others."""
+        found = torch.full((len(self.prompts),), torch.nan)
+        found[transition.leaves] = values[..., None].expand(transition.leaves.shape).cpu()
+        return found
 
 
 @dataclass(frozen=True)

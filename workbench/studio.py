@@ -81,6 +81,11 @@ class Studio:
         found = self.store.events(run, after=row - 1, kinds=("GroupsScored",), limit=1)
         return Recorded(found[0].id, found[0].iteration, found[0].data) if found and found[0].id == row else None
 
+    def ratios(self, run: str, row: int) -> list[list[float | None]]:
+        """The policy ratios, in the last epoch, of the rollouts recorded in one row; none where one epoch made all exactly 1."""
+        found = self.store.events(run, after=row, kinds=("GroupsScored", "IterationDone"), limit=1)
+        return found[0].data.get("ratios", []) if found and found[0].kind == "IterationDone" else []
+
     def on_device(self, work: Callable[[], T], seconds: float = 60.0) -> T:
         """Do some work on the worker's thread, between two events of the runs that it drives; wait for its result.
 

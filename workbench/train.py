@@ -147,7 +147,7 @@ def _iterate(learner: Learner) -> Iterator[Event]:
     yield _groups(learner, lesson, images, parts)
     resumed = time.perf_counter()
     rate = learner.learning_rate()
-    figures = yield from update_policy(learner, lesson)
+    figures, ratios = yield from update_policy(learner, lesson)
     learner.average_weights()
     own = learner.rewards.total(parts)
     learner.learn_spreads(lesson, own)
@@ -169,7 +169,7 @@ def _iterate(learner: Learner) -> Iterator[Event]:
     metrics |= {f"reward/{name}": float(learner.gather(values).mean()) for name, values in parts.items()}
     if plan.structure == "branch" and len(plan.steps) == 1:
         metrics["branch_step"] = float(plan.steps[0])
-    yield IterationDone(learner.iteration, metrics, seconds)
+    yield IterationDone(learner.iteration, metrics, seconds, tuple(_present(values) for values in ratios))
     if metrics.get("kl", 0.0) > config.guard.max_kl:
         raise Diverged(
             f"iteration {learner.iteration}: the KL to the reference is {metrics['kl']:.3g}, above guard.max_kl = "
@@ -192,11 +192,16 @@ def _groups(learner: Learner, lesson: Lesson, images: Tensor, parts: dict[str, T
         parts={name: tuple(values.tolist()) for name, values in parts.items()},
         advantages=tuple(lesson.advantages.tolist()),
         steps=tuple(transition.step for transition in rollout.transitions),
-        log_probs=tuple(tuple(None if v != v else v for v in values.tolist()) for values in rollout.log_probs),
+        log_probs=tuple(_present(values) for values in rollout.log_probs),
         noise_std=tuple(transition.std for transition in rollout.transitions),
         groups_shown=tuple(shown),
         preview=Preview(to_uint8(images.unflatten(0, (groups, size))[shown].flatten(0, 1))),
     )
+
+
+def _present(values: Tensor) -> tuple[float | None, ...]:
+    """Values [N] with None where a sample took no part."""
+    return tuple(None if value != value else value for value in values.tolist())
 
 
 def _facts(learner: Learner) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from workbench.events import Progress
 from workbench.lesson import Lesson
 from workbench.models.policy import Policy
 from workbench.optim import AveragedWeights
+from workbench.rollout import Rollout
 
 
 class Learns(Protocol):
@@ -41,8 +42,10 @@ class Learns(Protocol):
     def gather(self, values: Tensor) -> Tensor: ...
 
 
-def update_policy(learner: Learns, lesson: Lesson) -> Stream[Progress, None, dict[str, float]]:
-    """One optimizer step for each epoch over the lesson; returns its figures.
+def update_policy(learner: Learns, lesson: Lesson) -> Stream[Progress, None, tuple[dict[str, float], tuple[Tensor, ...]]]:
+    """One optimizer step for each epoch over the lesson; returns its figures, and the ratios of the last epoch.
+
+    The ratios are [N] for each stochastic step, NaN where a sample took no part; none with one epoch, where all are exactly 1.
 
     Costs one forward and backward pass for each row of the objective's portions and epoch, and once one forward pass of the
     reference and of the policy that sampled, where the objective wants them.
@@ -72,10 +75,10 @@ def update_policy(learner: Learns, lesson: Lesson) -> Stream[Progress, None, dic
             if undo is not None:
                 learner.undo(undo)
             raise
-    return _summary(learner, figures) | {
-        "gradient_norm": float(norm),
-        "update_size": _relative_change(before, list(policy.parameters.values())),
-    }
+    size = _relative_change(before, list(policy.parameters.values()))
+    last = figures["ratio"][-len(portions) :] if epochs > 1 and "ratio" in figures else []
+    told = _summary(learner, figures) | {"gradient_norm": float(norm), "update_size": size}
+    return told, _by_sample(lesson.rollout, last) if last else ()
 
 
 @torch.no_grad()
@@ -97,6 +100,16 @@ def first_ratios(learner: Learns, lesson: Lesson) -> Iterator[Tensor]:
     for portion in objective.portions(lesson) if objective.density else ():
         prediction = objective.predict(portion, learner.policy.generator).detach()
         yield objective.loss(portion, prediction)[1]["ratio"]
+
+
+def _by_sample(rollout: Rollout, ratios: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Ratios of an objective's portions, which follow the transitions, for the samples that descend from each child."""
+    joined, found, first = torch.cat(list(ratios)).cpu(), [], 0
+    for transition in rollout.transitions:
+        count = transition.log_probs.numel()
+        found.append(rollout.by_sample(transition, joined[first : first + count].view(transition.log_probs.shape)))
+        first += count
+    return tuple(found)
 
 
 def _summary(learner: Learns, figures: dict[str, list[Tensor]]) -> dict[str, float]:

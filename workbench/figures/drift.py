@@ -17,8 +17,8 @@ def drift(history: History, config: Mapping[str, Any]) -> go.Figure:
     """Held-out picture statistics relative to the base, at each evaluation."""
     chart = figure("Drift from the base (ratio)", HEALTHY, x="", height=170)
     chart.update_layout(showlegend=True)
-    names = [*statistics(history, config), "layouts", "saturation"]
-    colours = (SERIES[1], SERIES[2], SERIES[3], SERIES[5])
+    names = [*statistics(history, config), "layouts", "saturation", "sharpness"]
+    colours = (SERIES[1], SERIES[2], SERIES[3], SERIES[5], SERIES[4], SERIES[0])
     highest = 0.0
     for name, colour in zip(names, colours, strict=False):
         points = history.measure(rollout_steps(config), name)
