@@ -45,6 +45,7 @@ def serve(host: str, port: int, runs: Path, url: str | None, auth: tuple[str, st
     """Build the page and serve it until interrupted; runs of this process then have ten seconds to stop with a checkpoint."""
     import gradio as gr
 
+    from workbench.example import welcome
     from workbench.jobs import Worker
     from workbench.panels import PAGES
     from workbench.panels.page import ASSETS
@@ -55,6 +56,7 @@ def serve(host: str, port: int, runs: Path, url: str | None, auth: tuple[str, st
     try:
         studio = Studio(Store(runs, url), Worker())
         studio.store.purge(older_than=TRASH_SECONDS)
+        welcome(studio.store)
     except StoreError as error:
         _refuse(str(error))
     plotly = Path(str(files("plotly") / "package_data" / "plotly.min.js"))

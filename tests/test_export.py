@@ -13,9 +13,10 @@ from toy_run import PROMPTS, toy_config, toy_events
 
 from workbench import export
 from workbench.__main__ import main
-from workbench.config import RunConfig, configure
+from workbench.config import RunConfig, configure, parse_config
 from workbench.evaluate import load_policy
 from workbench.events import CheckpointReady
+from workbench.example import TAG, welcome
 from workbench.export import read_archive, write_archive, write_weights
 from workbench.models.policy import Policy
 from workbench.store import CheckpointError, Store, StoreError
@@ -263,3 +264,17 @@ def test_what_the_command_line_cannot_do_is_one_clear_line(
     assert status == 2
     assert complaint in err
     assert len(err.splitlines()) == 1
+
+
+def test_the_example_is_taken_in_once_and_not_again_after_it_was_deleted(tmp_path: Path) -> None:
+    store = Store(tmp_path / "fresh")
+    run = welcome(store)
+    assert run is not None
+    found = store.run(run)
+    assert (found.status, found.tags) == ("done", (TAG,))
+    parse_config(found.config)  # its settings are still valid, so that it can be branched and drawn with
+    assert store.load_checkpoint(run).iteration == found.iteration
+    assert welcome(store) is None
+    store.delete(run)
+    assert welcome(store) is None
+    assert store.runs() == []

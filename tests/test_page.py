@@ -238,13 +238,15 @@ def test_a_telephone_in_the_dark_shows_everything_without_scrolling_sideways(bro
     context.close()
 
 
-def test_a_store_without_runs_explains_itself_and_offers_one_button(page: Page, tmp_path: Path) -> None:
+def test_a_first_visit_finds_a_finished_example_and_one_button(page: Page, tmp_path: Path) -> None:
     port = free_port()
     app = run_app("--port", str(port), "--runs", str(tmp_path / "runs"))
     assert app.stdout is not None
     assert "ready" in app.stdout.readline()
     page.goto(f"http://127.0.0.1:{port}/")
     expect(page.get_by_role("button", name="Start the example run")).to_be_visible(timeout=LOADED)
+    expect(page.locator(".wb-group").first).to_be_visible(timeout=LOADED)
+    expect(page.locator('[data-page="train"] [data-slot="below"]')).to_be_visible()
     app.send_signal(signal.SIGTERM)
     app.wait(timeout=30)
 

@@ -80,6 +80,7 @@ LAYERS = (
         "branching",
         "shelf",
         "export",
+        "example",
         "notebooks",
     },
     {"figures", "studio", "report"},

@@ -80,7 +80,7 @@ def write_archive(store: Store, run: str, path: Path | None = None) -> Path:
     head = {"format": _FORMAT, "version": 1} | {
         name: value for name, value in fields_of(found).items() if name not in ("host", "pid")
     }
-    with store.disk(path.parent), _complete(path) as hidden, zipfile.ZipFile(hidden, "w", zipfile.ZIP_DEFLATED) as archive:
+    with store.disk(path.parent), _complete(path) as hidden, zipfile.ZipFile(hidden, "w", zipfile.ZIP_LZMA) as archive:
         archive.writestr("run.json", to_json(head, indent=1))
         with archive.open("events.jsonl", "w") as lines:
             for row in store.events(found.id):

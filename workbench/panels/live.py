@@ -8,6 +8,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 from workbench.config import LIVE
+from workbench.example import TAG
 from workbench.figures import FIGURES
 from workbench.figures.throughput import images_per_second
 from workbench.health import verdicts
@@ -38,12 +39,13 @@ def _parts(studio: Studio, view: View, at: int) -> Parts:
     judged = [
         asdict(verdict) for verdict in verdicts(history, run.config, run.status, run.error, resumable=bool(view.checkpoints))
     ]
+    late = run.iteration if run.config.get("grpo", {}).get("epochs", 1) > 1 else 0  # their ratios come with the iteration's end
     shown = at or (history.groups.id if history.groups else 0)
     return {
         "status": value(_status(view)),
         "verdicts": value(judged),
         "checks": (_stamp(view, "checks"), lambda: history.checks.data["checks"] if history.checks else []),
-        "groups": (f"{_stamp(view, 'groups')}:{shown}", lambda: _groups(studio, view, at)),
+        "groups": (f"{_stamp(view, 'groups')}:{shown}:{late}", lambda: _groups(studio, view, at)),
         "pairs": (_stamp(view, "pairs"), lambda: _pairs(studio, run, history)),
         "sampled": (_stamp(view, "sampled"), lambda: _sheet(studio, run, history.sampled)),
         "config": (run.id, lambda: run.config),
@@ -88,6 +90,7 @@ def _status(view: View) -> dict[str, Any]:
         "wanted": run.wanted,
         "error": run.error,
         "origin": run.origin,
+        "example": TAG in run.tags,
         "iteration": run.iteration,
         "iterations": run.iterations,
         "checkpoint": view.checkpoints[-1] if view.checkpoints else None,
@@ -115,6 +118,8 @@ def _groups(studio: Studio, view: View, at: int) -> dict[str, Any] | None:
     if rows is None:
         return None
     data, size = rows.data, rows.data["group_size"]
+    ratios = studio.ratios(run.id, rows.id)
+    clip = run.config.get("objective", {}).get("clip_range", math.inf)
     groups = []
     for place, group in enumerate(data["groups_shown"]):
         index = range(group * size, (group + 1) * size)
@@ -129,6 +134,8 @@ def _groups(studio: Studio, view: View, at: int) -> dict[str, Any] | None:
                 "advantage": rounded(data["advantages"][i]),
                 "parts": {name: rounded(values[i]) for name, values in data["parts"].items()},
                 "log_probs": [rounded(step[i]) for step in data["log_probs"]],
+                "ratios": [rounded(step[i], 6) for step in ratios],
+                "clipped": _clipped(data["advantages"][i], [step[i] for step in ratios], clip),
             }
             for i in index
         ]
@@ -153,6 +160,11 @@ def _groups(studio: Studio, view: View, at: int) -> dict[str, Any] | None:
         "quiet": sum(not any(data["advantages"][i : i + size]) for i in range(0, len(data["advantages"]), size)),
         "groups": groups,
     }
+
+
+def _clipped(advantage: float, ratios: Sequence[float | None], clip_range: float) -> bool:
+    """Whether a sample was held back at some step: its ratio had gone beyond the trust region the way it was pushed."""
+    return any(ratio is not None and (ratio - 1.0) * advantage > clip_range * abs(advantage) > 0 for ratio in ratios)
 
 
 def _pairs(studio: Studio, run: Run, history: History) -> dict[str, Any] | None:

@@ -96,7 +96,9 @@ window.workbench.page("train", (page) => {
   const told = () => {
     if (!shown) shown = wb.address.get("run");
     const any = Boolean(page.held.status) && !page.held.problem;
-    wb.show(page.slot("hero"), !any && !page.held.problem);
+    const example = any && page.held.status.example;
+    wb.show(page.slot("hero"), (!any || example) && !page.held.problem);
+    wb.show(page.slot("below"), example);
     wb.show(page.slot("run"), any);
     wb.setAttr(page.root, "data-state", any ? "run" : "empty");
   };
