@@ -34,7 +34,15 @@ _MEMBER = re.compile(
     r"run\.json|events\.jsonl|error\.txt|[\w-]+\.safetensors|images/[\w.-]+\.webp"
     r"|checkpoints/\d{6,}/(?:state\.json|[\w-]+\.safetensors)"
 )
-_EVENTS = {kind.__name__: {field.name for field in dataclasses.fields(kind)} for kind in get_args(Event) if kind is not Progress}
+_EVENTS = {
+    kind.__name__: {
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
+    for kind in get_args(Event)
+    if kind is not Progress
+}
 
 
 class _Archived(BaseModel):

@@ -135,8 +135,9 @@ window.workbench.playgroundGrids = (page, { request, take, noted }) => {
   const cancel = () => { turn++; busy(false); wb.setText(slot("grid-note"), `stopped: ${slot("grid-note").textContent}`); };
 
   for (const [name, values] of AXES) {
-    slot(name).addEventListener("change", () => { suggest(name, values); if (slot(name).value && !slot(values).value) slot(values).value = slot(values).placeholder; noted(); });
-    slot(values).addEventListener("input", noted);
+    const chosenByHand = () => { delete slot(name).dataset.wanted; delete slot(values).dataset.wanted; }; // a link that is still being followed gives way
+    slot(name).addEventListener("change", () => { chosenByHand(); suggest(name, values); if (slot(name).value && !slot(values).value) slot(values).value = slot(values).placeholder; noted(); });
+    slot(values).addEventListener("input", () => { chosenByHand(); noted(); });
     slot(values).addEventListener("keydown", (event) => { if (event.key === "Enter") { event.preventDefault(); draw(); } });
   }
   return { plane, fill, linked, draw, cancel, drawn: () => finished };
