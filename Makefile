@@ -8,7 +8,7 @@ ARGS   ?=
 RUN    := $(VENV)/bin/python
 PIP    := $(RUN) -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: app test lint clean
+.PHONY: app test lint screenshots clean
 .DELETE_ON_ERROR:
 
 app: $(VENV)/.app-installed
@@ -21,6 +21,10 @@ test: $(VENV)/.tests-installed
 lint: $(VENV)/.tests-installed
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
+
+# Every page in four variants, for looking at.
+screenshots: $(VENV)/.tests-installed
+	PYTHONPATH=. $(RUN) docs/screenshots.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -101,7 +101,7 @@ def test_a_run_that_goes_on_is_stopped_where_it_arrives(store: Store, tmp_path: 
         ({"run.json": b"[1]"}, "run.json is not as this program writes it"),
         ({"run.json": b"{"}, "run.json is not as this program writes it"),
         ({"events.jsonl": b"nonsense\n"}, "line 1 of events.jsonl"),
-        ({"events.jsonl": b'{"kind":"Evaluated","iteration":0,"time":1,"data":{}}\n'}, "Evaluated lacks 'breakdown'"),
+        ({"events.jsonl": b'{"kind":"Evaluated","iteration":0,"time":1,"data":{}}\n'}, "Evaluated lacks 'images'"),
         ({"events.jsonl": b'{"kind":"Unheard","iteration":0,"time":1,"data":{}}\n'}, "line 1 of events.jsonl.*Unheard"),
         ({"checkpoints/000006/ema.safetensors": b"x"}, "is truncated"),
     ],

@@ -138,4 +138,4 @@ def numbers_of(kind: str, data: dict[str, Any]) -> dict[str, float]:
     held_out = {
         f"held_out/{name}@{steps}": each["value"] for steps, by_name in data["measures"].items() for name, each in by_name.items()
     }
-    return held_out | {f"held_out/skill/{name}": each["value"] for name, each in data["breakdown"].items()}
+    return held_out | {f"held_out/skill/{name}": each["value"] for name, each in data.get("breakdown", {}).items()}

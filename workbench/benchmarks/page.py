@@ -1,13 +1,12 @@
 """How live the page is while training runs in the same process on the same cores, and what it costs the training."""
 
-import shutil
 import statistics
 import tempfile
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.benchmarks.serving import CHROMIUM_FLAGS, serving
+from workbench.benchmarks.serving import CHROMIUM_FLAGS, chromium, serving
 from workbench.config import configure
 from workbench.store import Row, Store
 
@@ -39,7 +38,7 @@ def bench_page() -> dict[str, Any]:
     delays: list[float] = []
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as url, sync_playwright() as playwright:
         store = Store(folder)
-        browser = playwright.chromium.launch(executable_path=_chromium(), args=list(CHROMIUM_FLAGS))
+        browser = playwright.chromium.launch(executable_path=chromium(), args=list(CHROMIUM_FLAGS))
         clock = browser.new_page()
         run = _start(browser, url)
         _until_training(store, run, clock)
@@ -65,13 +64,6 @@ def bench_page() -> dict[str, Any]:
         "iterations_per_second_without": round(without, 3),
         "throughput_cost": round(1 - with_page / without, 3),
     }
-
-
-def _chromium() -> str:
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
-        raise RuntimeError("the page is measured in Chromium, which is not installed: apt-get install chromium")
-    return found
 
 
 def _start(browser: "Browser", url: str) -> str:

@@ -1,6 +1,5 @@
 """How long the page of all runs takes to open, and what it is sent, with a store as it is after months."""
 
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from workbench.benchmarks.serving import CHROMIUM_FLAGS, serving
+from workbench.benchmarks.serving import CHROMIUM_FLAGS, chromium, serving
 from workbench.config import RunConfig, configure
 from workbench.events import Evaluated, IterationDone, Measure, Preview, Started
 from workbench.store import Store
@@ -32,15 +31,12 @@ def bench_runs(runs: int = RUNS, long: int = LONG) -> dict[str, Any]:
     """
     from playwright.sync_api import sync_playwright
 
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        raise RuntimeError("the page is measured in Chromium, which is not installed: apt-get install chromium")
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
         ids = [_record(store, long if index == 0 else ITERATIONS) for index in range(runs)]
         opened = []
         with serving(Path(folder)) as url, sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=chromium, args=list(CHROMIUM_FLAGS))
+            browser = playwright.chromium.launch(executable_path=chromium(), args=list(CHROMIUM_FLAGS))
             for _ in range(ROUNDS):
                 page = browser.new_page()
                 page.goto(url)

@@ -1,5 +1,6 @@
 """The app in a process of its own, for benchmarks that need a page."""
 
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,6 +11,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM_FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
+
+
+def chromium() -> str:
+    """Where the browser is. Raises: RuntimeError: says how to get it, where there is none."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        raise RuntimeError("pages are measured in Chromium, which is not installed: apt-get install chromium")
+    return found
 
 
 @contextmanager
