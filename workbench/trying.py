@@ -48,18 +48,19 @@ class Tried(Settings):
 
 @dataclass(frozen=True)
 class Collection:
-    """Pictures, uint8 [N, 3, H, W], with their prompts and seeds; those of one prompt are contiguous."""
+    """Pictures, uint8 [N, 3, H, W], with their prompts and seeds; those of one group, or else of one prompt, are contiguous."""
 
     title: str
     images: Tensor
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
+    group_size: int  # 0 where groups differ in size, or are of one picture, so that nothing can be compared in them
 
     @property
-    def group_size(self) -> int:
-        """How many pictures every prompt has; 0 where that differs, or is 1, so that nothing can be compared in groups."""
-        counts = np.unique_counts(np.array(self.prompts)).counts
-        return int(counts[0]) if counts[0] > 1 and (counts == counts[0]).all() else 0
+    def groups(self) -> tuple[str, ...]:
+        """What tells each picture's group: its place in a rollout, where two groups may have the same prompt, or its prompt."""
+        size = self.group_size
+        return tuple(str(i // size) for i in range(len(self.prompts))) if size else self.prompts
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,10 @@ def collect(store: Store, galleries: Galleries, wanted: Wanted) -> Collection:
         prompt for prompt in list(dict.fromkeys(config.task.prompts("train")))[: wanted.prompts] for _ in range(wanted.each)
     )
     seeds = tuple(range(wanted.seed, wanted.seed + wanted.each)) * (len(prompts) // wanted.each)
+    size = wanted.each if wanted.each > 1 else 0
     if wanted.kind == "base":
         drawn = galleries.images(Gallery(run, config, 0, Sample(prompts, seeds, config.sampling_steps), None))
-        return Collection(f"the base model {config.model.name!r}", drawn, prompts, seeds)
+        return Collection(f"the base model {config.model.name!r}", drawn, prompts, seeds, size)
     draw = next((recipe.domain.draw for recipe in RECIPES.values() if recipe.domain.task.domain == config.task.domain), None)
     if draw is None:
         raise ValueError(f"task {config.task.name!r} cannot draw its own prompts; choose rollouts, evaluations or the base")
@@ -117,6 +119,7 @@ def collect(store: Store, galleries: Galleries, wanted: Wanted) -> Collection:
         to_uint8(draw(prompts, np.random.default_rng(wanted.seed))),
         prompts,
         seeds,
+        size,
     )
 
 
@@ -139,11 +142,11 @@ def ranks(values: Tensor) -> tuple[list[int | None], list[bool]]:
     return [int(at) or None for at in place], [bool(tie and at) for tie, at in zip(shared, place, strict=True)]
 
 
-def summarise(values: Tensor, prompts: Sequence[str]) -> Summary:
-    """The figures of one reward's values [N] for pictures of these prompts."""
+def summarise(values: Tensor, told_by: Sequence[str]) -> Summary:
+    """The figures of one reward's values [N] for pictures whose groups `told_by` tells apart."""
     numbers = values.double().numpy()
     known = np.isfinite(numbers)
-    finite, groups = numbers[known], np.array(prompts)[known]
+    finite, groups = numbers[known], np.array(told_by)[known]
     if not len(finite):
         return Summary(None, None, None, 0, 0, len(numbers), None, None)
     unique = np.unique_counts(finite).counts
@@ -241,12 +244,8 @@ def _rollout(store: Store, run: Run, row: int | None) -> Collection:
     shown, size, sheet = data.data["groups_shown"], data.data["group_size"], data.data["preview"]
     prompts = tuple(data.data["prompts"][group] for group in shown for _ in range(size))
     seeds = tuple(data.data["seeds"][group * size + turn] for group in shown for turn in range(size))
-    return _contiguous(
-        f"the rollout of iteration {data.iteration}",
-        read_sprite(store.image_path(run.id, sheet["sprite"]), sheet),
-        prompts,
-        seeds,
-    )
+    images, most = read_sprite(store.image_path(run.id, sheet["sprite"]), sheet), MOST // size * size
+    return Collection(f"the rollout of iteration {data.iteration}", images[:most], prompts[:most], seeds[:most], size)
 
 
 def _evaluation(galleries: Galleries, run: Run, iteration: int | None) -> Collection:
@@ -264,4 +263,6 @@ def _contiguous(title: str, images: Tensor, prompts: tuple[str, ...], seeds: tup
     """The first MOST pictures, those of one prompt together."""
     first = {prompt: place for place, prompt in reversed(list(enumerate(prompts)))}
     order = sorted(range(len(prompts)), key=lambda i: (first[prompts[i]], i))[:MOST]
-    return Collection(title, images[order], tuple(prompts[i] for i in order), tuple(seeds[i] for i in order))
+    counts = np.unique_counts(np.array([prompts[i] for i in order])).counts
+    size = int(counts[0]) if counts[0] > 1 and (counts == counts[0]).all() else 0
+    return Collection(title, images[order], tuple(prompts[i] for i in order), tuple(seeds[i] for i in order), size)

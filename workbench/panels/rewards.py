@@ -51,7 +51,7 @@ def attempt(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
         "seeds": [str(seed) for seed in found.seeds],
         "group_size": found.group_size,
         "weights": {weighted.reward.name: weighted.weight for weighted in tried.rewards},
-        "rewards": [_told(opinion, found.prompts) for opinion in opinions],
+        "rewards": [_told(opinion, found.groups) for opinion in opinions],
         "agreement": agreement(
             [opinion.name for opinion in scored],
             correlation([opinion.values for opinion in scored if opinion.values is not None]),
@@ -105,14 +105,14 @@ def _known(view: View) -> dict[str, Any]:
     }
 
 
-def _told(opinion: Opinion, prompts: tuple[str, ...]) -> dict[str, Any]:
+def _told(opinion: Opinion, groups: tuple[str, ...]) -> dict[str, Any]:
     told: dict[str, Any] = {"name": opinion.name, "failure": opinion.failure, "milliseconds": rounded(opinion.milliseconds, 3)}
     if opinion.values is None:
         return told
     places, shared = ranks(opinion.values)
     figures = {
         name: rounded(number) if isinstance(number, float) else number
-        for name, number in asdict(summarise(opinion.values, prompts)).items()
+        for name, number in asdict(summarise(opinion.values, groups)).items()
     }
     chart = histogram(opinion.name, opinion.values.tolist()).to_dict()
     return told | figures | {"values": _numbers(opinion.values), "places": places, "shared": shared, "figure": chart}
