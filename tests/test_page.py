@@ -6,7 +6,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -174,6 +174,42 @@ def test_a_link_fills_the_form_and_a_branch_says_where_it_begins(page: Page, ser
     expect(page.locator('[data-page="train"] [data-slot="branch"]')).to_contain_text("after iteration 20", timeout=LOADED)
     expect(page.locator('[data-page="train"] [name="objective.grpo.kl_weight"]')).to_have_value("0.5")
     expect(page.locator('[data-page="train"] [name="title"]')).to_have_value("Finished toy from 20")
+
+
+SMALL = {
+    "iterations": "2",
+    "grpo.groups": "4",
+    "grpo.group_size": "4",
+    "evaluation.images": "8",
+    "evaluation.final_images": "16",
+    "evaluation.preview": "4",
+}
+
+
+def test_a_run_goes_from_the_form_to_its_end_and_a_branch_goes_on_from_there(
+    page: Page, served: Served, errors: list[str]
+) -> None:
+    def start(title: str, query: str, settings: dict[str, str]) -> str:
+        page.goto(f"{served.url}?new=yes{query}")
+        form = page.locator('[data-page="train"] [data-slot="form"]')
+        expect(form.locator('[name="iterations"]')).to_be_visible(timeout=LOADED)
+        form.locator("details").evaluate_all("folds => folds.forEach((fold) => fold.open = true)")
+        for name, value in settings.items():
+            form.locator(f'[name="{name}"]').fill(value)
+        page.locator('[data-page="train"] .wb-new [data-act="start"]').click()
+        page.wait_for_url(lambda url: "new=" not in url and "run=" in url)
+        expect(page.locator('[data-page="train"] [data-slot="title"]')).to_have_text(title)
+        expect(page.locator('[data-page="train"] [data-slot="badge"]')).to_contain_text("done", timeout=LOADED)
+        return parse_qs(urlsplit(page.url).query)["run"][0]
+
+    run = start("From the form", "", SMALL | {"title": "From the form"})
+    found = served.store.run(run)
+    assert (found.status, found.iteration, found.origin) == ("done", 2, "app")
+    expect(page.locator(".wb-group")).to_have_count(4)
+    wanted = quote(json.dumps({"parent": run, "iteration": 2, "sampler.noise": 0.5}))
+    branch = served.store.run(start("From the form from 2", f"&run={run}&with={wanted}", {}))
+    assert (branch.parent, branch.title, branch.iteration) == (run, "From the form from 2", 4)
+    assert branch.config["sampler"]["noise"] == 0.5
 
 
 def test_knobs_are_turned_while_a_run_goes_on(page: Page, served: Served, live: tuple[str, Iterator[Event]]) -> None:

@@ -96,7 +96,10 @@ window.workbench.form = (page) => {
   // Where a branch begins, if this is the form of one.
   let from = {};
   const fill = async (asked) => {
+    const button = page.root.querySelector('[data-act="start"]');
+    button.disabled = true; // until the form says what would start
     const reply = await page.ask("settings", asked);
+    button.disabled = false;
     from = reply.note ? { parent: asked.parent, iteration: asked.iteration } : {};
     wb.setText(page.slot("branch"), reply.note || "");
     wb.show(page.slot("branch"), Boolean(reply.note));
