@@ -40,8 +40,8 @@ def bench_page() -> dict[str, Any]:
         store = Store(folder)
         browser = playwright.chromium.launch(executable_path=chromium(), args=list(CHROMIUM_FLAGS))
         clock = browser.new_page()
-        run = _start(browser, url)
-        _until_training(store, run, clock)
+        run = start_long_run(browser, url)
+        until_training(store, run, clock)
         for _ in range(ROUNDS):
             page = browser.new_page()
             page.goto(f"{url}?run={run}")
@@ -66,7 +66,7 @@ def bench_page() -> dict[str, Any]:
     }
 
 
-def _start(browser: "Browser", url: str) -> str:
+def start_long_run(browser: "Browser", url: str) -> str:
     """Start a long run by the page's own button, evaluated only at its beginning; returns its id."""
     long = configure("shapes", {"iterations": 100_000, "evaluation.every": 100_000, "record.checkpoint_every": 100_000})
     page = browser.new_page()
@@ -85,7 +85,7 @@ def _start(browser: "Browser", url: str) -> str:
     return run
 
 
-def _until_training(store: Store, run: str, clock: "Page") -> None:
+def until_training(store: Store, run: str, clock: "Page") -> None:
     """Past the first evaluation and the slow first iterations."""
     while len(store.events(run, kinds=("IterationDone",), limit=8)) < 8:
         clock.wait_for_timeout(500)
