@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_run import toy_config
+from toy_run import SMALL, toy_config
 
 from workbench.branching import branch_state, branched_config, compared, differences, flat
 from workbench.config import configure
@@ -13,8 +13,6 @@ from workbench.events import CheckpointReady, Started
 from workbench.jobs import Worker
 from workbench.store import Store
 from workbench.studio import Studio
-
-TINY = {"grpo.groups": 2, "evaluation.images": 8, "evaluation.final_images": 8, "evaluation.preview": 4, "evaluation.steps": (4,)}
 
 
 @pytest.fixture
@@ -38,9 +36,10 @@ def state(iteration: int = 5) -> CheckpointReady:
 
 
 def test_a_branch_goes_on_from_its_parents_weights_with_settings_of_its_own(studio: Studio) -> None:
-    parent = studio.start(toy_config(2, **TINY))
+    parent = studio.start(toy_config(2, **SMALL))
     finish(studio, parent)
-    config = branched_config(toy_config(2, **TINY), 2, {"iterations": 3, "optimizer.learning_rate": 1e-12, "evaluation.every": 1})
+    changes = {"iterations": 3, "optimizer.learning_rate": 1e-12, "evaluation.every": 1}
+    config = branched_config(toy_config(2, **SMALL), 2, changes)
     run = studio.branch(parent, 2, config)
     finish(studio, run)
     found = studio.store.run(run)
@@ -57,9 +56,9 @@ def test_a_branch_goes_on_from_its_parents_weights_with_settings_of_its_own(stud
 
 
 def test_a_branch_survives_its_parent(studio: Studio) -> None:
-    parent = studio.start(toy_config(1, **TINY))
+    parent = studio.start(toy_config(1, **SMALL))
     finish(studio, parent)
-    run = studio.branch(parent, None, branched_config(toy_config(1, **TINY), 1, {}))
+    run = studio.branch(parent, None, branched_config(toy_config(1, **SMALL), 1, {}))
     finish(studio, run)
     studio.store.delete(parent)
     studio.store.purge()

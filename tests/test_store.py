@@ -678,7 +678,7 @@ def test_purging_removes_only_what_has_long_been_in_the_trash(store):
         store.save_checkpoint(run, checkpoint(0))
     store.delete(fresh)
     store.delete(old)
-    with store._writing() as connection:
+    with store.writing() as connection:
         connection.execute(update(RUNS).where(RUNS.c.id == old).values(deleted=1.0))
     assert store.purge(older_than=3600) == [old]
     assert not (store.location / old).exists()

@@ -31,6 +31,11 @@ PROMPTS = tuple(
 )
 
 
+SMALL = {"grpo.groups": 2, "evaluation.images": 8, "evaluation.final_images": 8, "evaluation.preview": 4}
+SMALL |= {"evaluation.steps": (4,)}
+"""Settings with which a real iteration takes a fraction of a second."""
+
+
 def toy_config(iterations: int = 30, **changes: Any) -> RunConfig:
     return configure("shapes", {"title": "Toy run", "iterations": iterations, "grpo.groups": 16, **changes})
 

@@ -33,11 +33,12 @@ class Job:
     Args:
         start: begins the run from a checkpoint or from nothing; called at the first `advance`, since it may load a model.
         resume: where to go on from; None begins anew.
-    Raises: ValueError: if a living process drives the run already.
+        fresh: only where the run waits for its first driver, or for the next one after a failure.
+    Raises: ValueError: if a living process drives the run already, or it does not wait.
     """
 
-    def __init__(self, store: Store, run: str, start: Start, resume: CheckpointReady | None = None) -> None:
-        store.claim(run)
+    def __init__(self, store: Store, run: str, start: Start, resume: CheckpointReady | None = None, fresh: bool = False) -> None:
+        store.claim(run, fresh)
         self.run = run
         self.over = False
         self.error: str | None = None
@@ -268,3 +269,25 @@ class Worker:
                     future.set_result(function())
                 except Exception as error:
                     future.set_exception(error)
+
+
+class Ticker:
+    """One thread that calls a function again and again, with a pause between; what it raises is handed to `failed`."""
+
+    def __init__(self, tick: Callable[[], object], seconds: float, failed: Callable[[Exception], None]) -> None:
+        self._ended = threading.Event()
+        self._tick, self._seconds, self._failed = tick, seconds, failed
+        self._thread = threading.Thread(target=self._work, name="ticker", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Call it no more; waits for the call that is under way."""
+        self._ended.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while not self._ended.wait(self._seconds):
+            try:
+                self._tick()
+            except Exception as error:
+                self._failed(error)

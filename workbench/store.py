@@ -5,7 +5,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from workbench.exact_json import fields_of, from_json, to_json
 from workbench.pictures import choose_to_drop, write_sprite
 from workbench.processes import this_process
 from workbench.records import DRIVEN, Row, Run, Vote, Wish, numbers_of, picture_of, read_row, read_run
-from workbench.tables import BUSY_SECONDS, EVENTS, RUNS, VOTES, WISHES, open_database
+from workbench.tables import BUSY_SECONDS, EVENTS, QUEUE, RUNS, VOTES, WISHES, open_database
 
 __all__ = ["WISHABLE", "CheckpointError", "Row", "Run", "Store", "StoreError", "Vote"]
 
@@ -54,8 +54,9 @@ class Store:
         self.location = Path(location).absolute()
         with self.disk(self.location):
             self.location.mkdir(parents=True, exist_ok=True)
+        self.url = url or f"sqlite:///{self.location / 'runs.db'}"
         with self._sql():
-            self._engine = open_database(url or f"sqlite:///{self.location / 'runs.db'}")
+            self._engine = open_database(self.url)
         self._reader = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         self._kept: dict[str, tuple[int, int]] = {}
 
@@ -75,11 +76,13 @@ class Store:
         command: str = "",
         parent: str | None = None,
         branched: int | None = None,
+        along: Callable[[Connection, str], None] | None = None,
     ) -> str:
         """A new run, queued, with its directory and `config.json`; returns its id.
 
         Args:
-            parent: the run that it branches from, after iteration `branched` of it.
+            parent: the run that it branches from, after iteration `branched` of it; or the sweep that it is a point of.
+            along: writes what must be recorded with the run or not at all, in its transaction; what it raises undoes the run.
         """
         task = config.get("task")
         name = task.get("name", kind) if isinstance(task, dict) else task or kind
@@ -91,14 +94,20 @@ class Store:
         values: dict[str, Any] = {"id": run, "kind": kind, "title": title, "origin": origin, "command": command, "parent": parent}
         values |= {"config": to_json(config), "status": "queued", "wanted": "run", "iteration": 0, "created": now, "updated": now}
         values |= {"iterations": _whole_number(config.get("iterations")), "branched": branched}
-        with self._writing() as connection:
-            connection.execute(insert(RUNS).values(values))
+        try:
+            with self.writing() as connection:
+                connection.execute(insert(RUNS).values(values))
+                if along is not None:
+                    along(connection, run)
+        except BaseException:
+            shutil.rmtree(self.location / run, ignore_errors=True)
+            raise
         return run
 
     def runs(self, kind: str | None = None) -> list[Run]:
         """All runs that are not in the trash, of one kind if given, newest first."""
         query = select(RUNS).where(RUNS.c.deleted.is_(None)).order_by(RUNS.c.created.desc(), RUNS.c.id.desc())
-        return [read_run(row) for row in self._read(query if kind is None else query.where(RUNS.c.kind == kind))]
+        return [read_run(row) for row in self.read(query if kind is None else query.where(RUNS.c.kind == kind))]
 
     def run(self, run: str) -> Run:
         """The run with this id, or the only one whose id begins so, or "latest".
@@ -107,16 +116,16 @@ class Store:
         """
         newest = select(RUNS).where(RUNS.c.deleted.is_(None)).order_by(RUNS.c.created.desc(), RUNS.c.id.desc()).limit(8)
         if run == "latest":
-            found = self._read(newest.limit(1))
+            found = self.read(newest.limit(1))
         else:
-            found = self._read(select(RUNS).where(RUNS.c.id == run))
+            found = self.read(select(RUNS).where(RUNS.c.id == run))
             if run and not found:
-                found = self._read(newest.where(RUNS.c.id.startswith(run, autoescape=True)))
+                found = self.read(newest.where(RUNS.c.id.startswith(run, autoescape=True)))
         if len(found) == 1:
             if found[0].deleted is not None:
                 raise ValueError(_deleted(found[0]))
             return read_run(found[0])
-        recent = ", ".join(row.id for row in (found or self._read(newest)))
+        recent = ", ".join(row.id for row in (found or self.read(newest)))
         if found:
             raise ValueError(f"run {run!r} is ambiguous; it may be any of: {recent}")
         hint = f"recent runs: {recent}" if recent else f"there is no run in {self.location}"
@@ -152,7 +161,7 @@ class Store:
         if note is not None:
             values["note"] = _text("note", note, NOTE_LENGTH)
         if values:
-            with self._writing() as connection:
+            with self.writing() as connection:
                 connection.execute(update(RUNS).where(RUNS.c.id == found.id).values(values))
 
     def adopt(self, run: Run, folder: Path, rows: Iterable[Row]) -> None:
@@ -163,7 +172,7 @@ class Store:
         Raises: ValueError: if there is a run with this id; StoreError: if the disk refuses.
         """
         place = self.folder(run.id)
-        with self.disk(self.location), self._writing() as connection:
+        with self.disk(self.location), self.writing() as connection:
             if connection.execute(select(RUNS.c.id).where(RUNS.c.id == run.id)).one_or_none() or place.exists():
                 raise ValueError(f"there is a run {run.id!r} already")
             values = fields_of(run) | {"config": to_json(run.config), "tags": to_json(run.tags)}
@@ -183,12 +192,12 @@ class Store:
         found = self.run(run)
         if not found.over and found.pid is not None:
             raise ValueError(f"run {found.id} is {found.status}; stop it before you delete it")
-        with self._writing() as connection:
+        with self.writing() as connection:
             connection.execute(update(RUNS).where(RUNS.c.id == found.id).values(deleted=time.time()))
 
     def restore(self, run: str) -> None:
         """Take a run out of the trash. Raises: ValueError: if it is not there."""
-        with self._writing() as connection:
+        with self.writing() as connection:
             in_trash = (RUNS.c.id == run) & RUNS.c.deleted.is_not(None)
             if not connection.execute(update(RUNS).where(in_trash).values(deleted=None)).rowcount:
                 raise ValueError(f"there is no run {run!r} in the trash; those that are: {', '.join(self._in_trash()) or 'none'}")
@@ -196,14 +205,14 @@ class Store:
     def trash(self) -> list[Run]:
         """The runs in the trash, those deleted last first."""
         query = select(RUNS).where(RUNS.c.deleted.is_not(None)).order_by(RUNS.c.deleted.desc(), RUNS.c.id.desc())
-        return [read_run(row) for row in self._read(query)]
+        return [read_run(row) for row in self.read(query)]
 
     def purge(self, older_than: float = 0.0) -> list[str]:
         """Remove for good what has been in the trash for more than `older_than` seconds; returns the ids."""
-        with self._writing() as connection:
+        with self.writing() as connection:
             due = select(RUNS.c.id).where(RUNS.c.deleted.is_not(None), RUNS.c.deleted <= time.time() - older_than)
             purged = [row.id for row in connection.execute(due)]
-            for table in (EVENTS, WISHES):
+            for table in (EVENTS, WISHES, QUEUE):
                 connection.execute(delete(table).where(table.c.run.in_(purged)))
             connection.execute(delete(RUNS).where(RUNS.c.id.in_(purged)))
         for folder in (self.folder(run) for run in purged):
@@ -229,7 +238,7 @@ class Store:
         data, picture = self._describe(run, event)
         unused: list[str] = [picture] if picture else []
         try:
-            with self._writing() as connection:
+            with self.writing() as connection:
                 superseded = self._supersede(connection, run, event.iteration) if isinstance(event, Started) else []
                 values = {"run": run, "kind": type(event).__name__, "iteration": event.iteration, "time": time.time()}
                 values |= {"picture": picture, "data": to_json(data)}
@@ -245,7 +254,7 @@ class Store:
     def events(self, run: str, after: int = 0, kinds: Sequence[str] | None = None, limit: int | None = None) -> list[Row]:
         """Rows past the cursor `after`, oldest first; of some kinds if given."""
         query = select(EVENTS).where(EVENTS.c.run == run, EVENTS.c.id > after).order_by(EVENTS.c.id).limit(limit)
-        return [read_row(row) for row in self._read(query if kinds is None else query.where(EVENTS.c.kind.in_(kinds)))]
+        return [read_row(row) for row in self.read(query if kinds is None else query.where(EVENTS.c.kind.in_(kinds)))]
 
     def metrics(self, run: str, after: int = 0) -> dict[str, list[tuple[int, float]]]:
         """Curves by name, as (iteration, value) in order, from the rows past the cursor `after`.
@@ -255,7 +264,7 @@ class Store:
         """
         curves: dict[str, list[tuple[int, float]]] = {}
         query = select(EVENTS.c.kind, EVENTS.c.iteration, EVENTS.c.data).where(EVENTS.c.run == run, EVENTS.c.id > after)
-        for kind, iteration, data in self._read(
+        for kind, iteration, data in self.read(
             query.where(EVENTS.c.kind.in_(("IterationDone", "Evaluated"))).order_by(EVENTS.c.id)
         ):
             for name, value in numbers_of(kind, from_json(data)).items():
@@ -265,11 +274,11 @@ class Store:
     def index(self, run: str, kind: str, after: int = 0) -> list[tuple[int, int]]:
         """Iteration and row id of the events of one kind that still have their picture, oldest first; reads no data."""
         query = select(EVENTS.c.iteration, EVENTS.c.id).where(EVENTS.c.run == run, EVENTS.c.kind == kind, EVENTS.c.id > after)
-        return [(row.iteration, row.id) for row in self._read(query.where(EVENTS.c.picture.is_not(None)).order_by(EVENTS.c.id))]
+        return [(row.iteration, row.id) for row in self.read(query.where(EVENTS.c.picture.is_not(None)).order_by(EVENTS.c.id))]
 
     def cursor(self, run: str) -> int:
         """The id of the run's last row; 0 where there is none."""
-        found = self._read(select(EVENTS.c.id).where(EVENTS.c.run == run).order_by(EVENTS.c.id.desc()).limit(1))
+        found = self.read(select(EVENTS.c.id).where(EVENTS.c.run == run).order_by(EVENTS.c.id.desc()).limit(1))
         return int(found[0].id) if found else 0
 
     # Wishes and the driver's side
@@ -285,27 +294,29 @@ class Store:
         if found.over:
             reason = f" ({found.error})" if found.error else ""
             raise ValueError(f"run {found.id} is {found.status}{reason}, so nothing can be asked of it; resume it to go on")
-        with self._writing() as connection:
+        with self.writing() as connection:
             connection.execute(insert(WISHES).values(run=found.id, wanted=wanted, changes=to_json(changes or {})))
             if wanted in ("run", "pause", "stop"):
                 connection.execute(update(RUNS).where(RUNS.c.id == found.id).values(wanted=wanted))
 
     def take_wishes(self, run: str) -> list[Wish]:
         """The wishes since the last call, oldest first; each is given once."""
-        if not self._read(select(WISHES.c.id).where(WISHES.c.run == run).limit(1)):
+        if not self.read(select(WISHES.c.id).where(WISHES.c.run == run).limit(1)):
             return []
-        with self._writing() as connection:
+        with self.writing() as connection:
             pending = select(WISHES.c.id, WISHES.c.wanted, WISHES.c.changes).where(WISHES.c.run == run).order_by(WISHES.c.id)
             taken = connection.execute(pending).all()
             connection.execute(delete(WISHES).where(WISHES.c.run == run, WISHES.c.id <= taken[-1].id))
         return [Wish(row.wanted, from_json(row.changes or "{}")) for row in taken]
 
-    def claim(self, run: str) -> None:
+    def claim(self, run: str, fresh: bool = False) -> None:
         """Make this process the one that drives the run; wishes to an earlier driver are forgotten.
 
-        Raises: ValueError: if a living process drives it already.
+        Args:
+            fresh: only if it waits for its first driver, or for the next one after a failure.
+        Raises: ValueError: if a living process drives it already, or it does not wait.
         """
-        with self._writing() as connection:
+        with self.writing() as connection:
             row = connection.execute(select(RUNS).where(RUNS.c.id == run)).one_or_none()
             if row is None:
                 raise ValueError(f"unknown run {run!r}")
@@ -314,6 +325,8 @@ class Store:
             found = read_run(row)
             if found.pid is not None and not found.over:
                 raise ValueError(f"run {run} is {found.status} in process {found.pid} on {found.host}; stop it there first")
+            if fresh and found.status != "queued":
+                raise ValueError(f"run {run} is {found.status} and does not wait to be begun")
             host, pid, started = this_process()
             values = {"host": host, "pid": pid, "process_started": started, "updated": time.time()}
             values |= {"status": "queued", "error": None, "wanted": "run"}
@@ -325,7 +338,7 @@ class Store:
         values: dict[str, Any] = {"status": status, "error": error, "updated": time.time()}
         if error is not None or status not in DRIVEN:
             values |= {"pid": None, "process_started": None}
-        with self._writing() as connection:
+        with self.writing() as connection:
             connection.execute(update(RUNS).where(RUNS.c.id == run).values(values))
 
     def write_traceback(self, run: str, text: str) -> Path:
@@ -337,7 +350,7 @@ class Store:
 
     def heartbeat(self, run: str) -> None:
         """Say that the driver lives."""
-        with self._writing() as connection:
+        with self.writing() as connection:
             connection.execute(update(RUNS).where(RUNS.c.id == run).values(updated=time.time()))
 
     # Checkpoints
@@ -366,7 +379,7 @@ class Store:
         if vote.choice not in ("a", "b", "tie"):
             raise ValueError(f"a vote is for 'a', 'b' or 'tie', not {vote.choice!r}")
         values = {name: value for name, value in vars(vote).items() if name != "id"} | {"time": time.time()}
-        with self._writing() as connection:
+        with self.writing() as connection:
             return int(connection.execute(insert(VOTES).values(values).returning(VOTES.c.id)).scalar_one())
 
     def votes(self, a: tuple[str, int], b: tuple[str, int]) -> list[Vote]:
@@ -378,12 +391,12 @@ class Store:
             & (VOTES.c.iteration_b == second[1])
             for first, second in ((a, b), (b, a))
         ]
-        rows = self._read(select(VOTES).where(sides[0] | sides[1]).order_by(VOTES.c.id))
+        rows = self.read(select(VOTES).where(sides[0] | sides[1]).order_by(VOTES.c.id))
         return [Vote(**row._mapping).seen_from(*a) for row in rows]
 
     def retract_vote(self, vote: int) -> None:
         """Take a vote back. Raises: ValueError: if there is none with this id."""
-        with self._writing() as connection:
+        with self.writing() as connection:
             if not connection.execute(delete(VOTES).where(VOTES.c.id == vote)).rowcount:
                 raise ValueError(f"there is no vote {vote} to take back")
 
@@ -464,12 +477,14 @@ class Store:
         connection.execute(update(EVENTS).where(EVENTS.c.id.in_([row.id for row in drop])).values(picture=None))
         return [row.picture for row in drop]
 
-    def _read(self, query: Any) -> Sequence[Any]:
+    def read(self, query: Any) -> Sequence[Any]:
+        """The rows of a query, outside any transaction."""
         with self._sql(), self._reader.connect() as connection:
             return connection.execute(query).all()
 
     @contextmanager
-    def _writing(self) -> Iterator[Connection]:
+    def writing(self) -> Iterator[Connection]:
+        """A transaction that is written at its end, and undone by an exception."""
         with self._sql(), self._engine.begin() as connection:
             yield connection
 

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 from workbench.branching import branch_state, flat
 from workbench.config import RunConfig, change_live, parse_config
 from workbench.events import CheckpointReady, Controls, Event
+from workbench.experiments.execute import loop
 from workbench.galleries import Galleries
 from workbench.history import History, Recorded
-from workbench.jobs import Job, Worker
+from workbench.jobs import Job, Start, Worker
 from workbench.plane import PlaneLearners
 from workbench.policies import Policies
 from workbench.retrace import Trace, retrace
@@ -100,8 +101,9 @@ class Studio:
 
     def start(self, config: RunConfig, origin: str = "app") -> str:
         """Begin a run in this process; returns its id."""
-        run = self.store.create("train", config.model_dump(mode="json"), title=config.title, origin=origin)
-        self.worker.submit(Job(self.store, run, _driver("train", config)))
+        values = config.model_dump(mode="json")
+        run = self.store.create("train", values, title=config.title, origin=origin)
+        self.worker.submit(Job(self.store, run, _beside_the_page("train", values)))
         return run
 
     def branch(self, parent: str, iteration: int | None, config: RunConfig, origin: str = "app") -> str:
@@ -116,7 +118,7 @@ class Studio:
         values = config.model_dump(mode="json")
         run = self.store.create("train", values, title=config.title, origin=origin, parent=found.id, branched=state.iteration)
         self.store.save_checkpoint(run, state)  # its own, so that it can be resumed whatever becomes of its parent
-        self.worker.submit(Job(self.store, run, _driver("train", config), resume=state))
+        self.worker.submit(Job(self.store, run, _beside_the_page("train", values), resume=state))
         return run
 
     def resume(self, run: str) -> None:
@@ -129,7 +131,7 @@ class Studio:
             raise ValueError(f"run {found.id} is {found.status}; it can be resumed once it has ended")
         begun = found.iteration > 0 or self.store.checkpoints(found.id)  # otherwise it was stopped while it waited its turn
         checkpoint = self.store.load_checkpoint(found.id) if begun else None
-        self.worker.submit(Job(self.store, found.id, _driver(found.kind, _config(found)), resume=checkpoint))
+        self.worker.submit(Job(self.store, found.id, _beside_the_page(found.kind, found.config), resume=checkpoint))
 
     def control(self, run: str, wish: str) -> None:
         """Pause, resume, stop, save or sample: a wish in the store for whoever drives the run.
@@ -208,28 +210,14 @@ def permitted(run: Run, resumable: bool) -> tuple[str, ...]:
     return ("stop",) if run.wanted == "pause" else ("pause", "stop", "save", "sample")
 
 
-def _config(run: Run) -> Any:
-    if run.kind == "train":
-        return parse_config(run.config)
-    from workbench.pretrain import recorded_recipe
-
-    return recorded_recipe(run.config)
-
-
-def _driver(kind: str, config: Any) -> Any:
-    """What a job calls for the events of a run; the loops are loaded when they are needed."""
+def _beside_the_page(kind: str, config: dict[str, Any]) -> Start:
+    """The loop of a run in this process: unless the run says otherwise, one core stays free for the page."""
+    begin = loop(kind, config)
 
     def start(resume: CheckpointReady | None, controls: Controls) -> Iterator[Event]:
         import torch
 
-        # unless the run says otherwise, one core stays free for the page
         torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
-        if kind == "train":
-            from workbench.train import train
-
-            return train(config, resume=resume, controls=controls)
-        from workbench.pretrain import pretrain
-
-        return pretrain(config, resume=resume, controls=controls)
+        return begin(resume, controls)
 
     return start

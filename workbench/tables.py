@@ -86,6 +86,25 @@ WISHES = Table(
     sqlite_autoincrement=True,
 )
 
+QUEUE = Table(
+    "queue",
+    _metadata,
+    Column("id", _row_id, primary_key=True, autoincrement=True),  # the order of the queue
+    Column("run", ForeignKey("runs.id"), nullable=False, unique=True),
+    Column("lane", String(40), nullable=False),  # which kind of executor begins it
+    Column("timeout", Float(53)),  # seconds that one attempt may take
+    Column("retries", Integer, nullable=False),  # more attempts after a failure
+    Column("attempt", Integer, nullable=False),  # 1 is the first
+    Column("not_before", Float(53), nullable=False),
+    Column("taken", Float(53)),  # when a dispatcher took it, to begin it
+    Column("host", Text),  # of that dispatcher
+    Column("pid", Integer),
+    Column("process_started", Float(53)),
+    Column("device", String(80)),  # which it was given
+    sqlite_autoincrement=True,
+)
+"""Runs that wait for a process to drive them, and those that one drives until their end is settled."""
+
 VOTES = Table(
     "votes",
     _metadata,

@@ -4,6 +4,7 @@ from workbench.cli.bench import bench
 from workbench.cli.control import control
 from workbench.cli.doctor import doctor
 from workbench.cli.evaluate import evaluate
+from workbench.cli.execute import execute
 from workbench.cli.export import export
 from workbench.cli.pretrain import pretrain
 from workbench.cli.runs import runs_of_the_record
@@ -16,6 +17,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "pretrain": pretrain,
     "runs": runs_of_the_record,
+    "execute": execute,
     "export": export,
     "control": control,
     "bench": bench,

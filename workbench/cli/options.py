@@ -17,7 +17,10 @@ class BadArguments(typer.TyperException):
 
 
 Runs = Annotated[str, typer.Option("--runs", metavar="DIR", help="folder of the run directories")]
-StoreUrl = Annotated[str | None, typer.Option("--store", metavar="URL", help="database of the record as an SQLAlchemy URL")]
+StoreUrl = Annotated[
+    str | None,
+    typer.Option("--store", metavar="URL", envvar="WORKBENCH_STORE", help="database of the record as an SQLAlchemy URL"),
+]
 Json = Annotated[bool, typer.Option("--json", help="machine-readable JSON on stdout; progress goes to stderr")]
 Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change one setting; may be repeated")]
 Policy = Annotated[str | None, typer.Option("--run", metavar="RUN", help="this run's policy; without one, the base of --preset")]

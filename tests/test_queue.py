@@ -1,0 +1,181 @@
+"""The queue: who gets what, what becomes of runs whose process ends, and that nothing runs twice."""
+
+import os
+import signal
+import time
+
+import psutil
+import pytest
+from sqlalchemy import update
+from toy_run import SMALL, toy_config
+
+from workbench.experiments.dispatch import Dispatcher
+from workbench.experiments.queue import Queue
+from workbench.experiments.work import Work, submit
+from workbench.store import Store
+from workbench.tables import QUEUE
+
+TINY = toy_config(1, **SMALL)
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(tmp_path / "runs")
+    yield store
+    store.close()
+
+
+def work(**values):
+    return Work(kind="train", config=TINY.model_dump(mode="json"), **values)
+
+
+def queued(store, **values):
+    return submit(store, work(**values), origin="test")
+
+
+class Made:
+    """A process that ends when it is told to."""
+
+    said: str | None = None
+
+    def ended(self):
+        return self.said
+
+
+class Recording:
+    """An executor that begins nothing."""
+
+    def __init__(self):
+        self.begun = []
+
+    def start(self, store, run, device):
+        self.begun.append((run, device))
+        return Made()
+
+
+def until(condition, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it takes too long"
+        time.sleep(0.05)
+
+
+def test_runs_are_begun_in_their_order_and_no_more_than_fit(store):
+    runs = [queued(store) for _ in range(3)]
+    executor = Recording()
+    dispatcher = Dispatcher(store, {"local": executor}, slots=2, devices=("0", "1"))
+    dispatcher.tick()
+    assert executor.begun == [(runs[0], "0"), (runs[1], "1")]
+    store.claim(runs[0], fresh=True)
+    store.set_status(runs[0], "done")
+    assert [run.id for run in dispatcher.tick()] == [runs[0]]
+    assert executor.begun[2] == (runs[2], "0")
+
+
+def test_two_dispatchers_begin_each_run_once(store):
+    runs = [queued(store) for _ in range(6)]
+    one, other = Recording(), Recording()
+    pair = Dispatcher(store, {"local": one}, slots=9), Dispatcher(store, {"local": other}, slots=9)
+    for dispatcher in pair * 2:
+        dispatcher.tick()
+    assert sorted(run for run, _ in one.begun + other.begun) == sorted(runs)
+
+
+def test_a_dispatcher_takes_only_the_lanes_and_runs_that_are_its(store):
+    here, there = queued(store), queued(store, lane="slurm")
+    executor = Recording()
+    Dispatcher(store, {"local": executor}, slots=9).tick()
+    assert executor.begun == [(here, None)]
+    Dispatcher(store, {"slurm": executor}, slots=9, only=(here,)).tick()
+    assert len(executor.begun) == 1
+    Dispatcher(store, {"slurm": executor}, slots=0, only=(there,)).tick()
+    assert executor.begun[1] == (there, None)
+
+
+def test_a_failed_run_is_tried_again_after_a_growing_pause_and_then_given_up(store):
+    run = queued(store, retries=1)
+    dispatcher = Dispatcher(store, {"local": Recording()})
+    dispatcher.tick()
+    store.claim(run, fresh=True)
+    store.set_status(run, "failed", "no reason")
+    assert dispatcher.tick() == []
+    entry = Queue(store).entry(run)
+    assert entry is not None
+    assert (entry.attempt, entry.taken) == (2, None)
+    assert 0 < entry.not_before - time.time() < 2.5
+    assert store.run(run).status == "queued"
+    with store.writing() as connection:
+        connection.execute(update(QUEUE).values(not_before=0.0))
+    dispatcher.tick()
+    store.claim(run, fresh=True)
+    store.set_status(run, "failed", "no reason")
+    assert [found.status for found in dispatcher.tick()] == ["failed"]
+    assert Queue(store).entries() == []
+
+
+def test_a_run_that_is_stopped_or_deleted_while_it_waits_is_never_begun(store):
+    stopped, deleted, restored = (queued(store) for _ in range(3))
+    store.wish(stopped, "stop")
+    store.delete(deleted)
+    store.delete(restored)
+    store.restore(restored)
+    executor = Recording()
+    dispatcher = Dispatcher(store, {"local": executor}, slots=9)
+    dispatcher.tick()
+    assert store.run(stopped).status == "stopped"
+    assert executor.begun == [(restored, None)]
+
+
+def test_a_process_that_ends_before_it_begins_its_run_fails_it_with_its_last_words(store):
+    run = queued(store)
+    dispatcher = Dispatcher(store, {"local": Recording()})
+    dispatcher.tick()
+    dispatcher._started[run].said = "ModuleNotFoundError: no torch"
+    (end,) = dispatcher.tick()
+    assert end.status == "failed"
+    assert end.error == "its process ended before it began: ModuleNotFoundError: no torch"
+
+
+def test_an_executor_that_cannot_begin_a_process_fails_the_run_and_the_queue_goes_on(store):
+    class Full(Recording):
+        def start(self, store, run, device):
+            raise OSError("no more processes")
+
+    first, second = queued(store), queued(store)
+    dispatcher = Dispatcher(store, {"local": Full()})
+    dispatcher.tick()
+    dispatcher.tick()
+    assert [store.run(run).status for run in (first, second)] == ["failed", "failed"]
+    assert "no more processes" in store.run(first).error
+
+
+def test_work_with_wrong_settings_is_refused_and_leaves_nothing(store):
+    with pytest.raises(ValueError, match="unknown setting"):
+        submit(store, Work(kind="train", config={"iteration": 3}), origin="test")
+    assert store.runs() == []
+    assert Queue(store).entries() == []
+
+
+def test_what_fails_along_with_a_run_undoes_it(store):
+    def refuse(connection, run):
+        raise RuntimeError("somebody was quicker")
+
+    with pytest.raises(RuntimeError, match="quicker"):
+        submit(store, work(), origin="test", along=refuse)
+    assert store.runs() == []
+    assert [path.name for path in store.location.iterdir() if path.is_dir()] == []
+
+
+def test_a_queued_run_is_driven_by_a_process_of_its_own_and_a_killed_one_is_told(store):
+    done, killed = queued(store), queued(store)
+    dispatcher = Dispatcher(store)
+    dispatcher.tick()
+    until(lambda: dispatcher.tick() is not None and store.run(done).status == "done")
+    until(lambda: dispatcher.tick() is not None and store.run(killed).pid is not None)
+    pid = store.run(killed).pid
+    assert pid != os.getpid()
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: dispatcher.tick() is not None and Queue(store).entries() == [])
+    assert store.run(killed).status == "crashed"
+    assert not psutil.pid_exists(pid)
+    assert len(store.events(done, kinds=("Started",))) == 1

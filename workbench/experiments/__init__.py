@@ -1,0 +1,1 @@
+"""Runs as experiments: queued, executed by processes of their own, swept, scheduled, and repeated."""

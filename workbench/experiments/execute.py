@@ -1,0 +1,72 @@
+"""Drives a queued run in the process that was begun for it, whatever its kind."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from workbench.config import parse_config
+from workbench.events import CheckpointReady, Controls, Event
+from workbench.experiments.queue import Entry, Queue
+from workbench.jobs import Job, Start
+from workbench.records import Run
+from workbench.store import Store
+
+
+def execute(store: Store, run: str, interrupted: Callable[[], bool] = lambda: False) -> Run:
+    """Drive a run that waits in the queue until it is over; returns how it ended.
+
+    Args:
+        interrupted: whether this process was asked to end; the run then stops with a checkpoint.
+    Raises: ValueError: if the run does not wait: another process drives it, or it is over.
+    """
+    found = store.run(run)
+    entry = Queue(store).entry(found.id) or Entry(found.id)
+    if found.kind == "notebook":
+        from workbench.experiments.papermilling import supervise
+
+        supervise(store, found, entry, interrupted)
+    else:
+        _drive(store, found, entry, interrupted)
+    return store.run(found.id)
+
+
+def _drive(store: Store, run: Run, entry: Entry, interrupted: Callable[[], bool]) -> None:
+    last = store.load_checkpoint(run.id) if store.checkpoints(run.id) else None  # an attempt goes on where the one before ended
+    job = Job(store, run.id, loop(run.kind, run.config), resume=last, fresh=True)
+    deadline = time.monotonic() + entry.timeout if entry.timeout else None
+    late = asked = False
+    while not job.over:
+        late = late or (deadline is not None and time.monotonic() > deadline)
+        if (late or interrupted()) and not asked:
+            asked = True
+            job.ask("stop")
+        if job.advance() is None and job.paused:
+            job.wait()
+    if late and store.run(run.id).status == "stopped":
+        store.set_status(run.id, "failed", f"it took longer than {entry.timeout:g} s; it can be resumed from its last checkpoint")
+
+
+def loop(kind: str, config: dict[str, Any]) -> Start:
+    """What yields the events of a run of this kind; the loops are loaded when they are needed.
+
+    Raises: ValueError: if the settings are not valid.
+    """
+    if kind == "train":
+        settings = parse_config(config)
+
+        def begin_training(resume: CheckpointReady | None, controls: Controls) -> Iterator[Event]:
+            from workbench.train import train
+
+            return train(settings, resume=resume, controls=controls)
+
+        return begin_training
+
+    if kind == "pretrain":
+
+        def begin_pretraining(resume: CheckpointReady | None, controls: Controls) -> Iterator[Event]:
+            from workbench.pretrain import pretrain, recorded_recipe
+
+            return pretrain(recorded_recipe(config), resume=resume, controls=controls)
+
+        return begin_pretraining
+    raise ValueError(f"a run of kind {kind!r} has no loop of its own")

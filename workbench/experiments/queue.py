@@ -1,0 +1,144 @@
+"""The queue of runs that wait for a process of their own; any number of dispatchers on any host may take from it."""
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, select, update
+
+from workbench.processes import is_alive, this_process
+from workbench.records import Run, read_run
+from workbench.store import Store
+from workbench.tables import QUEUE, RUNS
+
+LANE = "local"
+
+FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 2.0, 600.0
+
+_BEGIN_SECONDS = 120.0
+"""A run that was taken this long ago by a dispatcher that is gone, and that nothing has begun, may be taken again."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run's place in the queue. Times are seconds since 1970; `timeout` is the seconds that one attempt may take."""
+
+    run: str
+    lane: str = LANE
+    timeout: float | None = None
+    retries: int = 0
+    attempt: int = 1
+    not_before: float = 0.0
+    taken: float | None = None  # when a dispatcher took it to begin it
+    device: str | None = None
+
+
+def enqueue(connection: Connection, entry: Entry) -> None:
+    """Put a run at the end of the queue, within a transaction."""
+    connection.execute(insert(QUEUE).values(**vars(entry)))
+
+
+class Queue:
+    """The queue of one store. An entry stays until the end of its run is settled: done, given up, or queued again."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def entries(self) -> list[Entry]:
+        """All of them, in the order in which they are taken."""
+        return [_entry(row) for row in self._store.read(select(QUEUE).order_by(QUEUE.c.id))]
+
+    def entry(self, run: str) -> Entry | None:
+        """The run's entry; None where it has none any more."""
+        rows = self._store.read(select(QUEUE).where(QUEUE.c.run == run))
+        return _entry(rows[0]) if rows else None
+
+    def put(self, entry: Entry) -> None:
+        """Put a run at the end."""
+        with self._store.writing() as connection:
+            enqueue(connection, entry)
+
+    def take(
+        self, lanes: Collection[str], slots: int, devices: Sequence[str] = (), only: Collection[str] | None = None
+    ) -> Entry | None:
+        """The next run that waits, which nobody else gets now; None where none may begin.
+
+        Args:
+            lanes: those that the caller can begin.
+            slots: most runs of these lanes that were begun from this host and are going on at once.
+            devices: those to share out; the run gets the one with the fewest runs.
+            only: take none but these runs, which then need no slot.
+        """
+        self._let_go()
+        now = time.time()
+        waiting = QUEUE.c.taken.is_(None) & (QUEUE.c.not_before <= now) & RUNS.c.deleted.is_(None) & (RUNS.c.wanted != "stop")
+        waiting &= QUEUE.c.lane.in_(lanes) & (RUNS.c.status == "queued")
+        if only is not None:
+            waiting &= QUEUE.c.run.in_(only)
+        query = select(QUEUE).join(RUNS, QUEUE.c.run == RUNS.c.id).where(waiting).order_by(QUEUE.c.id).limit(1)
+        if not self._store.read(query):
+            return None
+        with self._store.writing() as connection:
+            host, pid, started = this_process()
+            begun = QUEUE.c.taken.is_not(None) & QUEUE.c.lane.in_(lanes) & (QUEUE.c.host == host)
+            going_on = list(connection.execute(select(QUEUE.c.device).where(begun)).scalars())
+            found = connection.execute(query).one_or_none()
+            if found is None or (only is None and len(going_on) >= slots):
+                return None
+            values: dict[str, Any] = {"taken": now, "host": host, "pid": pid, "process_started": started}
+            values["device"] = min(devices, key=lambda device: going_on.count(device), default=None)
+            free = QUEUE.c.taken.is_(None)  # another dispatcher may have been quicker, where reading does not lock
+            if not connection.execute(update(QUEUE).where(QUEUE.c.id == found.id, free).values(values)).rowcount:
+                return None
+        return self.entry(found.run)
+
+    def settle(self) -> list[Run]:
+        """Close the entries of runs that are over: one that failed or crashed with attempts left is queued again, after a while.
+
+        A run that somebody stopped while it waited ends here. Returns: the runs that are finished with.
+        """
+        settled = []
+        rows = self._store.read(select(RUNS).join(QUEUE, QUEUE.c.run == RUNS.c.id).order_by(QUEUE.c.id))
+        entries = {entry.run: entry for entry in self.entries()} if rows else {}
+        for run in map(read_run, rows):
+            entry = entries.get(run.id)
+            if entry is None:  # another dispatcher has just closed it
+                continue
+            given_up = run.wanted == "stop" or run.deleted is not None
+            if given_up and run.status == "queued" and entry.taken is None:
+                self._store.set_status(run.id, "stopped")
+                run = replace(run, status="stopped")
+            if not run.over:
+                continue
+            again = run.status in ("failed", "crashed") and entry.attempt <= entry.retries and run.wanted != "stop"
+            if self._close(entry, again) and not again:
+                settled.append(run)
+        return settled
+
+    def _close(self, entry: Entry, again: bool) -> bool:
+        """Remove an entry or send it back to wait; False where another dispatcher was quicker."""
+        place = (QUEUE.c.run == entry.run) & (QUEUE.c.attempt == entry.attempt)
+        with self._store.writing() as connection:
+            if not again:
+                return bool(connection.execute(delete(QUEUE).where(place)).rowcount)
+            pause = min(FIRST_BACKOFF_SECONDS * 2 ** (entry.attempt - 1), LONGEST_BACKOFF_SECONDS)
+            values = {"attempt": entry.attempt + 1, "not_before": time.time() + pause, "taken": None, "device": None}
+            if not connection.execute(update(QUEUE).where(place).values(values)).rowcount:
+                return False
+            queued = {"status": "queued", "pid": None, "process_started": None}
+            connection.execute(update(RUNS).where(RUNS.c.id == entry.run).values(queued))
+            return True
+
+    def _let_go(self) -> None:
+        """Free the entries whose dispatcher ended before anything had begun the run."""
+        query = select(QUEUE).join(RUNS, QUEUE.c.run == RUNS.c.id).where(QUEUE.c.taken.is_not(None), RUNS.c.status == "queued")
+        for row in self._store.read(query.where(RUNS.c.pid.is_(None))):
+            if time.time() - row.taken > _BEGIN_SECONDS and is_alive(row.host, row.pid, row.process_started) is False:
+                with self._store.writing() as connection:
+                    same = (QUEUE.c.id == row.id) & (QUEUE.c.taken == row.taken)
+                    connection.execute(update(QUEUE).where(same).values(taken=None, device=None))
+
+
+def _entry(row: Any) -> Entry:
+    return Entry(row.run, row.lane, row.timeout, row.retries, row.attempt, row.not_before, row.taken, row.device)
