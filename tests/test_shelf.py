@@ -47,6 +47,12 @@ def test_a_line_says_what_became_of_the_reward(store: Store) -> None:
     assert not line["resumable"]  # it is done
 
 
+def test_a_run_that_was_stopped_while_it_waited_can_be_resumed(store: Store) -> None:
+    run = store.create("train", toy_config(3).model_dump(mode="json"), title="waiting", origin="test")
+    store.set_status(run, "stopped")
+    assert lines(Shelf(store))[run]["resumable"]
+
+
 def test_a_long_curve_is_sent_in_few_points(store: Store) -> None:
     run = begin(store)
     (base,) = [event for event in toy_events(toy_config(1)) if isinstance(event, Evaluated)]

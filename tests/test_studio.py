@@ -15,8 +15,9 @@ from workbench.config import PRESETS, RunConfig, parse_config
 from workbench.events import Finished, GroupsScored, IterationDone, Started
 from workbench.jobs import Worker
 from workbench.panels import PAGES, form, shell
+from workbench.records import permitted
 from workbench.store import Store
-from workbench.studio import Studio, View, permitted
+from workbench.studio import Studio, View
 
 
 def told(studio: Studio, asked: dict[str, Any]) -> dict[str, Any] | None:
@@ -205,10 +206,13 @@ def test_controls_are_offered_only_where_they_mean_something(studio: Studio) -> 
     running = studio.store.run(recorded(studio, until=3, status="running"))
     done = studio.store.run(recorded(studio))
     stopped = studio.store.run(recorded(studio, until=3, status="stopped"))
-    assert permitted(running, resumable=True) == ("pause", "stop", "save", "sample")
-    assert permitted(done, resumable=True) == ()
-    assert permitted(stopped, resumable=True) == ("resume",)
-    assert permitted(stopped, resumable=False) == ()
+    assert permitted(running, saved=True) == ("pause", "stop", "save", "sample")
+    assert permitted(done, saved=True) == ()
+    assert permitted(stopped, saved=True) == ("resume",)
+    assert permitted(stopped, saved=False) == ()
+    waited = replace(stopped, iteration=0)  # it goes on from its beginning
+    assert permitted(waited, saved=False) == ("resume",)
+    assert permitted(replace(waited, kind="sweep"), saved=False) == ()
 
 
 def test_a_control_is_a_wish_in_the_store_for_whoever_drives_the_run(studio: Studio) -> None:

@@ -30,7 +30,7 @@ class Verdict:
 def verdicts(
     history: History, config: Mapping[str, Any], status: str, error: str | None = None, *, resumable: bool = True
 ) -> list[Verdict]:
-    """What to say about a run, gravest first; never empty. A run without a checkpoint is not `resumable`."""
+    """What to say about a run, gravest first; never empty. Whether it is `resumable` decides what is advised."""
     fallen = _fallen(history, config)
     found = [*_ended_badly(status, error, resumable), *fallen, *_hacking(history, config), *_judged(history, config)]
     found += _collapse(history, config)
@@ -64,8 +64,9 @@ def held_out_reward(
     common = sorted(set.intersection(*(set(points) for points in parts.values())))
     summed = []
     for at in common:
-        value, low, high = (sum(weights[name] * points[at][i] for name, points in parts.items()) for i in range(3))
-        summed.append((at, value, min(low, high), max(low, high)))
+        weighted = [sorted(weights[name] * bound for bound in points[at][1:]) for name, points in parts.items()]
+        value = sum(weights[name] * points[at][0] for name, points in parts.items())
+        summed.append((at, value, sum(low for low, _ in weighted), sum(high for _, high in weighted)))
     return summed
 
 

@@ -13,6 +13,8 @@ OVER = ("done", "stopped", "failed", "crashed")
 DRIVEN = ("queued", "running", "paused")
 """Statuses in which a living process drives the run, or may."""
 
+_RESUMED = ("train", "pretrain")  # kinds with checkpoints to go on from
+
 Choice = Literal["a", "b", "tie"]
 _EXCHANGED: dict[Choice, Choice] = {"a": "b", "b": "a", "tie": "tie"}
 
@@ -102,6 +104,21 @@ class Vote:
             iteration_b=self.iteration_a,
             choice=_EXCHANGED[self.choice],
         )
+
+
+def resumable(run: Run, saved: bool) -> bool:
+    """Whether the app can go on with a run that has ended, from a checkpoint that was `saved` or because it had not yet begun."""
+    unbegun = run.status == "stopped" and not run.iteration
+    return run.kind in _RESUMED and run.over and run.status != "done" and (saved or unbegun)
+
+
+def permitted(run: Run, saved: bool) -> tuple[str, ...]:
+    """The controls that mean something for a run in its state; `saved` as for `resumable`."""
+    if run.over:
+        return ("resume",) if resumable(run, saved) else ()
+    if run.status == "paused":
+        return ("resume", "stop", "save", "sample")
+    return ("stop",) if run.wanted == "pause" else ("pause", "stop", "save", "sample")
 
 
 def read_run(row: Any) -> Run:

@@ -20,7 +20,7 @@ from workbench.figures import FIGURES
 from workbench.health import rollout_steps, verdicts
 from workbench.history import History, Recorded
 from workbench.pictures import data_sheet, read_sprite
-from workbench.records import Run
+from workbench.records import Run, resumable
 from workbench.store import Store
 from workbench.studio import View
 
@@ -81,7 +81,7 @@ def _library() -> str:
 
 def _judged(view: View) -> list[Any]:
     run = view.run
-    return verdicts(view.history, run.config, run.status, run.error, resumable=bool(view.checkpoints))
+    return verdicts(view.history, run.config, run.status, run.error, resumable=resumable(run, bool(view.checkpoints)))
 
 
 def _verdict(verdict: Any) -> str:

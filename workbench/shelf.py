@@ -10,7 +10,7 @@ from workbench.branching import differences
 from workbench.config import PRESETS
 from workbench.health import held_out_reward
 from workbench.history import History
-from workbench.records import Run
+from workbench.records import Run, resumable
 from workbench.store import Store
 
 SPARK = 24
@@ -116,7 +116,7 @@ class Shelf:
             "best_at": best[0] if best else None,
             "spark": [_short(value) for _, value in shown],
             "preview": evaluated.preview,
-            "resumable": run.over and run.status != "done" and evaluated.checkpoint is not None,
+            "resumable": resumable(run, evaluated.checkpoint is not None),
             "checkpoint": evaluated.checkpoint,
         }
 

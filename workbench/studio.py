@@ -16,9 +16,10 @@ from workbench.history import History, Recorded
 from workbench.jobs import Job, Start, Worker
 from workbench.plane import PlaneLearners
 from workbench.policies import Policies
+from workbench.records import Run, permitted
 from workbench.retrace import Trace, retrace
 from workbench.shelf import Shelf
-from workbench.store import Run, Store
+from workbench.store import Store, StoreError
 
 T = TypeVar("T")
 
@@ -69,8 +70,7 @@ class Studio:
         """What a page shows of a run, read from the store as far as it is new."""
         self.serve(self.store.folder(run.id) / "images")
         checkpoints = tuple(self.store.checkpoints(run.id))
-        resumable = bool(checkpoints) or (run.status == "stopped" and not run.iteration)
-        return View(run, self._history(run.id), permitted(run, resumable), checkpoints)
+        return View(run, self._history(run.id), permitted(run, bool(checkpoints)), checkpoints)
 
     def serve(self, folder: Path) -> None:
         """Let the server hand out what lies in a folder."""
@@ -114,10 +114,15 @@ class Studio:
         found = self.store.run(parent)
         if found.kind != "train":
             raise ValueError(f"run {found.id} is of kind {found.kind!r}; only training runs have branches")
-        state = branch_state(self.store.load_checkpoint(found.id, iteration), parse_config(found.config), config)
+        checkpoint = self.store.load_checkpoint(found.id, iteration)
+        state = branch_state(checkpoint, self.settings(found, checkpoint.iteration), config)
         values = config.model_dump(mode="json")
         run = self.store.create("train", values, title=config.title, origin=origin, parent=found.id, branched=state.iteration)
-        self.store.save_checkpoint(run, state)  # its own, so that it can be resumed whatever becomes of its parent
+        try:
+            self.store.save_checkpoint(run, state)  # its own, so that it can be resumed whatever becomes of its parent
+        except StoreError as error:
+            self.store.set_status(run, "failed", str(error))
+            raise
         self.worker.submit(Job(self.store, run, _beside_the_page("train", values), resume=state))
         return run
 
@@ -160,13 +165,14 @@ class Studio:
         found = self.groups(run.id, row)
         if found is None or not 0 <= sample < len(found.data["seeds"]):
             raise ValueError(f"run {run.id} has no image {sample} in row {row}; choose one that the page shows")
-        chosen, settings = self.policies.choose(run.id), self.settings(run, found.iteration)
+        settings = self.settings(run, found.iteration)
 
-        def work() -> Trace:
+        def work() -> tuple[Trace, int]:
+            chosen = self.policies.choose(run.id)
             with self.policies.generator(chosen) as generator:
-                return retrace(generator, settings, found.data, sample)
+                return retrace(generator, settings, found.data, sample), chosen.iteration
 
-        return self.on_device(work), chosen.iteration
+        return self.on_device(work)
 
     def change(self, run: str, changes: dict[str, Any]) -> None:
         """Let a run go on with other settings from its next iteration on.
@@ -199,15 +205,6 @@ class Studio:
         while len(self._histories) > WATCHED:
             self._histories.popitem(last=False)
         return known
-
-
-def permitted(run: Run, resumable: bool) -> tuple[str, ...]:
-    """The controls that mean something for a run in its state."""
-    if run.over:
-        return ("resume",) if resumable and run.status != "done" else ()
-    if run.status == "paused":
-        return ("resume", "stop", "save", "sample")
-    return ("stop",) if run.wanted == "pause" else ("pause", "stop", "save", "sample")
 
 
 def _beside_the_page(kind: str, config: dict[str, Any]) -> Start:

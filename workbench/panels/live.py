@@ -15,7 +15,7 @@ from workbench.health import verdicts
 from workbench.history import History, Recorded
 from workbench.panels import form
 from workbench.panels.page import Parts, rounded, sprite, value
-from workbench.store import Run
+from workbench.records import Run, resumable
 from workbench.studio import Studio, View
 
 
@@ -36,9 +36,8 @@ def update(studio: Studio, asked: Mapping[str, Any]) -> Parts:
 def _parts(studio: Studio, view: View, at: int) -> Parts:
     """Each part of the page but its charts."""
     run, history = view.run, view.history
-    judged = [
-        asdict(verdict) for verdict in verdicts(history, run.config, run.status, run.error, resumable=bool(view.checkpoints))
-    ]
+    can_resume = resumable(run, bool(view.checkpoints))
+    judged = [asdict(verdict) for verdict in verdicts(history, run.config, run.status, run.error, resumable=can_resume)]
     late = run.iteration if run.config.get("grpo", {}).get("epochs", 1) > 1 else 0  # their ratios come with the iteration's end
     shown = at or (history.groups.id if history.groups else 0)
     return {
