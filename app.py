@@ -73,7 +73,7 @@ def serve(host: str, port: int, runs: Path, url: str | None, auth: tuple[str, st
         quiet=True,
         prevent_thread_lock=True,
     )
-    page.allowed_paths = studio.image_folders  # grows as runs are looked at; nothing else of a run is ever served
+    page.allowed_paths = studio.served_folders  # grows as runs are looked at and exported; nothing else is ever served
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite end, as by Ctrl-C
     print(f"Flow-Map Workbench is ready: {page.local_url}", flush=True)
     try:

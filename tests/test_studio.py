@@ -198,8 +198,8 @@ def test_earlier_groups_can_be_shown_again(studio: Studio) -> None:
 def test_only_the_pictures_of_runs_that_were_looked_at_may_be_served(studio: Studio) -> None:
     first, second = recorded(studio), recorded(studio)
     view_of(studio, second)
-    assert studio.image_folders == [str(studio.store.folder(second) / "images")]
-    assert first not in studio.image_folders[0]
+    assert studio.served_folders == [str(studio.store.folder(second) / "images")]
+    assert first not in studio.served_folders[0]
 
 
 def test_controls_are_offered_only_where_they_mean_something(studio: Studio) -> None:

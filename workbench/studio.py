@@ -49,7 +49,7 @@ class Studio:
         self.policies = Policies(store)  # for the worker's thread alone: see `on_device`
         self.planes = PlaneLearners()  # likewise
         self.galleries = Galleries(store, self.policies)
-        self.image_folders: list[str] = []  # of the runs that were looked at; all that the server may hand out
+        self.served_folders: list[str] = []  # all that the server may hand out: pictures that were looked at, and exports
         self._histories: OrderedDict[str, History] = OrderedDict()
 
     def runs(self) -> list[Run]:
@@ -74,8 +74,8 @@ class Studio:
 
     def serve(self, folder: Path) -> None:
         """Let the server hand out what lies in a folder."""
-        if str(folder) not in self.image_folders:
-            self.image_folders.append(str(folder))
+        if str(folder) not in self.served_folders:
+            self.served_folders.append(str(folder))
 
     def groups(self, run: str, row: int) -> Recorded | None:
         """The rollouts recorded in one row."""
