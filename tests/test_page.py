@@ -284,7 +284,7 @@ def test_a_first_visit_finds_a_finished_example_and_one_button(page: Page, tmp_p
     assert app.stdout is not None
     assert "ready" in app.stdout.readline()
     page.goto(f"http://127.0.0.1:{port}/")
-    expect(page.get_by_role("button", name="Start the example run")).to_be_visible(timeout=LOADED)
+    expect(page.get_by_role("button", name="Start a run of your own")).to_be_visible(timeout=LOADED)
     expect(page.locator(".wb-group").first).to_be_visible(timeout=LOADED)
     expect(page.locator('[data-page="train"] [data-slot="below"]')).to_be_visible()
     app.send_signal(signal.SIGTERM)

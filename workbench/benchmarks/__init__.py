@@ -9,7 +9,7 @@ BENCHMARKS: dict[str, str] = {
     "runs": "workbench.benchmarks.runs:bench_runs",
     "tabs": "workbench.benchmarks.tabs:bench_tabs",
     "playground": "workbench.benchmarks.playground:bench_playground",
-    "plane": "workbench.benchmarks.plane:bench_plane",
+    "pathlab": "workbench.benchmarks.pathlab:bench_pathlab",
     "samplers": "workbench.benchmarks.samplers:bench_samplers",
     "rings": "workbench.benchmarks.rings:bench_rings",
     "anchor_noise": "workbench.benchmarks.anchor_noise:bench_anchor_noise",

@@ -10,7 +10,7 @@ DRAWN = ((-3.0, -2.0), (-1.0, 2.0), (1.0, -2.0), (3.0, 2.0))
 DATA = (*(Data(name=name) for name in ("double_ring", "moons", "grid", "spiral")), Data(name="drawn", strokes=(DRAWN,)))
 
 
-def bench_plane(seconds: float = 4.0, particles: int = 2000) -> dict[str, Any]:
+def bench_pathlab(seconds: float = 4.0, particles: int = 2000) -> dict[str, Any]:
     """On one thread, as the page works.
 
     Returns: for each distribution the updates per second of a policy of four steps, after its first second, and the seconds of a
