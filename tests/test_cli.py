@@ -118,6 +118,7 @@ def test_every_command_takes_json_runs_and_store(name: str, capsys: pytest.Captu
         (["sample"], ["prompt"]),
         (["evaluate", "--steps", "4,no"], ["--steps", "4,no"]),
         (["evaluate", "--checkpoint", "3"], ["--checkpoint", "--run"]),
+        (["sample", "--prompt", "a circle", "--run", "latest", "--set", "title=x"], ["--run", "leave out --set"]),
         (["pretrain", "faces"], ["'faces'", "shapes"]),
         (["pretrain", "--set", "speed=3"], ["'speed'", "batch"]),
         (["pretrain", "--set", "batch=1"], ["batch = 1", "8"]),

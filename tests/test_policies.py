@@ -11,7 +11,7 @@ from toy_run import toy_config
 from workbench.config import RunConfig
 from workbench.evaluate import load_policy, stream_images
 from workbench.events import CheckpointReady, Started
-from workbench.policies import Policies
+from workbench.policies import Policies, choose
 from workbench.rollout import drain
 from workbench.store import Store
 
@@ -70,3 +70,11 @@ def test_a_checkpoint_that_does_not_exist_is_refused_by_name(store: Store) -> No
     run, _ = tuned(store, "full")
     with pytest.raises(ValueError, match="7"):
         Policies(store).choose(run, iteration=7)
+
+
+def test_what_belongs_to_no_run_or_changes_one_is_refused(store: Store) -> None:
+    run, _ = tuned(store, "full")
+    with pytest.raises(ValueError, match="iteration 3 of which run"):
+        choose(store, None, iteration=3)
+    with pytest.raises(ValueError, match="leave out title"):
+        choose(store, run, changes={"title": "other"})

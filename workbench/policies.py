@@ -61,15 +61,15 @@ def choose(
     """
     if run is None:
         if iteration is not None:
-            raise ValueError("--checkpoint needs the run that it belongs to: add --run RUN")
+            raise ValueError(f"iteration {iteration} of which run? Name the run that the checkpoint belongs to")
         return Chosen(configure(preset, changes or {}), None, None)
     if changes:
-        raise ValueError("--run has its own settings; leave out --set")
+        raise ValueError(f"run {run} has its own settings; leave out {', '.join(changes)}")
     assert store is not None
     found = store.run(run)
     if found.kind != "train":
         weights = store.folder(found.id) / "shapes.safetensors"
-        raise ValueError(f"run {found.id} is of kind {found.kind!r}; use its weights with: --set model.weights={weights}")
+        raise ValueError(f"run {found.id} is of kind {found.kind!r}; use its weights by the setting model.weights={weights}")
     checkpoint = None if iteration == 0 else store.load_checkpoint(found.id, iteration)
     return Chosen(parse_config(found.config), found.id, checkpoint)
 

@@ -15,8 +15,7 @@ from workbench.cli.options import (
     Runs,
     StoreUrl,
     bad_arguments,
-    open_store,
-    read_changes,
+    choose_policy,
     read_numbers,
 )
 from workbench.cli.screen import Screen, show, show_json
@@ -41,11 +40,10 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure rewards, fidelity, diversity and distance to the base on held-out prompts, with 95 % confidence intervals."""
-    from workbench.policies import choose
 
     with bad_arguments():
         counts = read_numbers("--steps", steps)
-        chosen = choose(None if run is None else open_store(runs, store), run, preset, read_changes(changes), checkpoint)
+        chosen = choose_policy(run, preset, changes, checkpoint, runs, store)
     result = evaluate_policy(chosen, counts, images, seed)
     if as_json:
         found = {"run": chosen.run, "iteration": chosen.iteration, "images": result.images}

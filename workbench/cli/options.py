@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from workbench.policies import Chosen
     from workbench.store import Store
 
 
@@ -48,6 +49,19 @@ def open_store(runs: str, url: str | None) -> "Store":
 
     with bad_arguments():
         return Store(runs, url)
+
+
+def choose_policy(
+    run: str | None, preset: str, changes: Sequence[str] | None, checkpoint: int | None, runs: str, url: str | None
+) -> "Chosen":
+    """The policy that `--run`, `--checkpoint`, `--preset` and `--set` name. Raises: ValueError: if they contradict each other."""
+    from workbench.policies import choose
+
+    if run is None and checkpoint is not None:
+        raise ValueError("--checkpoint needs the run that it belongs to: add --run RUN")
+    if run is not None and changes:
+        raise ValueError("--run has its own settings; leave out --set")
+    return choose(None if run is None else open_store(runs, url), run, preset, read_changes(changes), checkpoint)
 
 
 def read_changes(changes: Sequence[str] | None, option: str = "--set", example: str = "grpo.group_size=16") -> dict[str, str]:

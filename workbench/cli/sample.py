@@ -14,7 +14,7 @@ from workbench.cli.options import (
     Runs,
     StoreUrl,
     bad_arguments,
-    open_store,
+    choose_policy,
     read_changes,
 )
 from workbench.cli.screen import say, show, show_json
@@ -42,13 +42,12 @@ def sample(
 ) -> None:
     """Draw images; an image depends on its prompt, seed and policy alone, here as on the page."""
     from workbench.png import compose, describe, write
-    from workbench.policies import choose
     from workbench.sampling import Shot, choose_sampler, draw
 
     with bad_arguments():
         if out.suffix.lower() != ".png":
             raise ValueError(f"--out must end in .png, which can say how it was made; got {str(out)!r}")
-        chosen = choose(None if run is None else open_store(runs, store), run, preset, read_changes(changes), checkpoint)
+        chosen = choose_policy(run, preset, changes, checkpoint, runs, store)
         kernel = choose_sampler(sampler, chosen.config.model.kind, read_changes(sampler_set, "--sampler-set", "noise=0.5"))
         for text in prompt:
             chosen.config.task.check(text)
