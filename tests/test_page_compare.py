@@ -13,7 +13,7 @@ from toy_run import toy_config, toy_events
 
 from workbench.config import configure
 from workbench.figures.compare import curves, win_rate
-from workbench.history import History
+from workbench.history import History, Recorded
 from workbench.votes import Tally, tally
 
 HERE = '[data-page="compare"]'
@@ -273,9 +273,14 @@ def test_the_page_is_accessible_and_fits_a_phone(browser: Browser, served: Serve
 
 
 def test_the_curve_of_each_run_has_its_band() -> None:
-    chart = curves([("one", History(), {}), ("two", History(), {})])
-    assert not chart.data
-    assert "95 %" in chart.layout.meta["healthy"]
+    measured = {"measures": {"4": {"reward": {"value": 0.5, "low": 0.4, "high": 0.7}}}}
+    history, config = History(evaluations=(Recorded(1, 0, measured), Recorded(2, 10, measured))), {"rollout": {"steps": 4}}
+    drawn = curves([("one", history, config), ("two", history, config)]).data
+    assert [trace.legendgroup for trace in drawn] == ["one", "one", "two", "two"]
+    for band, line in zip(drawn[::2], drawn[1::2], strict=True):
+        assert (band.x, band.y) == ((0, 10, 10, 0), (0.7, 0.7, 0.4, 0.4))
+        assert (line.x, line.y) == ((0, 10), (0.5, 0.5))
+    assert not curves([("one", History(), {})]).data
 
 
 def test_the_win_rate_is_drawn_with_its_interval() -> None:

@@ -19,7 +19,6 @@ from workbench.evaluate import load_policy
 from workbench.events import CheckpointReady, Started
 from workbench.jobs import Worker
 from workbench.panels import drawing, playground
-from workbench.panels.page import Page as Described
 from workbench.png import compose, encode, read_made
 from workbench.sampling import DrawRequest, draw
 from workbench.store import Store
@@ -234,11 +233,6 @@ def test_a_run_that_trains_no_policy_is_told_apart(studio: Studio) -> None:
     assert "no policy to draw with" in form["note"]
 
 
-def test_the_page_is_described() -> None:
-    assert isinstance(playground.PAGE, Described)
-    assert "<script" not in playground.layout()
-
-
 # the page
 
 
@@ -448,6 +442,8 @@ def test_train_takes_the_sampler_and_the_steps_along(base: Page) -> None:
     root.get_by_role("button", name="Train with these settings").click()
     base.wait_for_function("!location.search.includes('tab=playground')")
     expect(base.locator("#wb-new")).to_be_visible()
+    expect(base.locator('#wb-new [name="sampler.asfmc.anchor"]')).to_have_value("0.5")
+    expect(base.locator('#wb-new [name="rollout.steps"]')).to_have_value("4")
 
 
 def test_a_telephone_shows_everything_without_scrolling_sideways(browser: Browser, served: Served) -> None:

@@ -203,7 +203,8 @@ def test_a_branch_may_be_set_up_in_the_form(listed: Page, served: Served) -> Non
     listed.get_by_role("button", name="Choose in the form").click()
     expect(listed.locator('[data-page="train"]')).to_be_visible()
     given = listed.evaluate("JSON.parse(new URLSearchParams(location.search).get('with') || 'null')")
-    assert given is None or given == {"parent": run, "iteration": 4, "grpo.group_size": "16"}
+    assert given == {"parent": run, "iteration": 4, "grpo.group_size": "16"}
+    expect(listed.locator('#wb-new [name="grpo.group_size"]')).to_have_value("16")
 
 
 def test_a_crashed_run_offers_to_resume(listed: Page, served: Served) -> None:

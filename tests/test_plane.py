@@ -130,7 +130,8 @@ def test_marginals_are_those_of_exact_samples(name, t):
 def test_a_density_has_its_first_row_at_the_top():
     found = marginal(Data(name="drawn", strokes=[[(2.0, 3.0)]]), 0.0)
     row, column = divmod(int(found.density.argmax()), 64)
-    assert (row, column) == (8, 48) or (abs(row - 7.5) <= 1 and abs(column - 47.5) <= 1)
+    assert row in (7, 8)  # the point lies where four of them meet
+    assert column in (47, 48)
 
 
 @pytest.mark.parametrize(
@@ -181,8 +182,8 @@ def test_mass_moves_toward_the_reward_and_a_large_kl_weight_holds_it():
         for kl_weight in (0.02, 20.0)
     )
     before = float(bump(free.particles(), UP).mean())
+    assert torch.equal(free.particles(), held.particles())
     for learner in (free, held):
-        assert torch.equal(learner.particles(), free.particles()) or learner is held
         for _ in range(80):
             learner.learn()
     assert float(bump(free.particles(), UP).mean()) > before + 0.5
