@@ -53,10 +53,6 @@ class Grid:
     axes: tuple[tuple[str, tuple[Any, ...]], ...]
     cells: tuple[Cell, ...]
 
-    @property
-    def columns(self) -> int:
-        return len(self.axes[0][1])
-
     def labels(self, axis: int) -> list[str]:
         """The values of an axis as people read them; a single empty one where there is no such axis."""
         return [label(value) for value in self.axes[axis][1]] if axis < len(self.axes) else [""]

@@ -48,7 +48,6 @@ class History:
     started: Recorded | None = None
     checks: Recorded | None = None
     sampled: Recorded | None = None
-    finished: Recorded | None = None
     changes: tuple[Recorded, ...] = ()  # of settings, while the run went on
     changed: Mapping[str, int] = field(default_factory=dict)
 
@@ -137,6 +136,4 @@ def _folded(history: History, row: Row) -> History:
         case "Changed":
             changed = {**history.changed, "charts": row.id, "knobs": row.id}
             return replace(history, changes=(*history.changes, here), changed=changed)
-        case "Finished":
-            return replace(history, finished=here)
     return history

@@ -90,10 +90,6 @@ class GaussianMixture:
         """Log-density of x_t at x [N, D], summed over dimensions; [N], the dtype of x."""
         return torch.logsumexp(self._joint(x.double(), t), 1).to(x.dtype)
 
-    def posterior_mean(self, x: Tensor, t: float) -> Tensor:
-        """E[x_0 | x_t = x] for x [N, D]; [N, D], the dtype of x."""
-        return (x.double() - t * self.velocity(x.double(), t)).to(x.dtype)
-
     def velocity(self, x: Tensor, t: float) -> Tensor:
         points = x.double()
         share = torch.softmax(self._joint(points, t), 1)          # [N, K], of each component given x_t

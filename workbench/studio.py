@@ -26,7 +26,7 @@ T = TypeVar("T")
 WATCHED = 16
 """Most runs whose history is kept in memory; others are read again from the store."""
 
-_KINDS = ("Started", "PreflightDone", "IterationDone", "Evaluated", "Sampled", "Changed", "Finished")
+_KINDS = ("Started", "PreflightDone", "IterationDone", "Evaluated", "Sampled", "Changed")
 
 
 @dataclass(frozen=True)

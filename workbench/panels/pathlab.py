@@ -145,7 +145,7 @@ def layout() -> str:
     charts = {"p_values": p_values_by_time(), "accuracy": accuracy_by_steps()}
     charts |= {"plane_reward": plane_reward(), "plane_kl": plane_kl()}
     for name, chart in charts.items():
-        text = text.replace(f"<!-- chart {name} -->", chart_card(name, chart, "wb-lab-chart"))
+        text = text.replace(f"<!-- chart {name} -->", chart_card(name, chart, ""))
     choices = "".join(
         f'<label><input type="radio" name="lab-data" value="{name}"{" checked" if name == "double_ring" else ""}>'
         f"<span>{escape(label)}</span></label>"

@@ -263,10 +263,10 @@ window.workbench.page("compare", (page) => {
   const close = () => { play(false); views.close(); booth.close(); };
 
   for (const side of ["a", "b"]) {
-    page.slot(`${side}-run`).addEventListener("change", (event) => { wb.address.set({ [side]: event.target.value === wb.address.get("run") ? "" : event.target.value, [`${side}i`]: "" }, true); page.forget("sides", "curves"); refreshSoon(); });
+    page.slot(`${side}-run`).addEventListener("change", (event) => { wb.address.set({ [side]: event.target.value === wb.address.get("run") ? "" : event.target.value, [`${side}i`]: "" }, true); page.forget("sides", "curves"); pending(); });
     page.slot(`${side}-at`).addEventListener("change", (event) => { wb.address.set({ [`${side}i`]: side === "a" && event.target.value === "0" ? "" : event.target.value }, true); time(); refresh(); });
   }
-  const refreshSoon = () => { menus(); wb.complain(page.slot("errors"), []); };
+  const pending = () => { menus(); wb.complain(page.slot("errors"), []); };
   page.slot("time").addEventListener("input", (event) => { play(false); turnTo(Number(event.target.value)); });
   for (const [slot, event] of [["find", "input"], ["skill", "change"], ["order", "change"], ["by", "change"]]) {
     page.slot(slot).addEventListener(event, () => { const value = page.slot(slot).value; wb.address.set({ [slot]: slot === "by" && value === "reward" ? "" : value }); if (held) draw(); });

@@ -264,7 +264,6 @@ window.workbench.page("playground", (page) => {
     const asked = { ...request(), share: 0, sampler: undefined }, key = JSON.stringify(asked), strip = slot("walk-strip");
     const mark = () => [...strip.children].forEach((node) => wb.setAttr(node, "aria-pressed", Math.abs(Number(node.dataset.share) - state.share) < 1e-6));
     if (strip.dataset.key === key) { mark(); return true; }
-    delete asked.sampler;
     const reply = await page.ask("walk", asked);
     if (reply.errors) { wb.complain(slot("errors"), reply.errors); return true; }
     await ready(reply.sheet);

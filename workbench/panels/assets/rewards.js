@@ -41,7 +41,7 @@ window.workbench.page("rewards", (page) => {
     return { pictures: { run: get("run"), kind: get("kind") || "rollout", ...at, ...more }, form: sent };
   };
   const refresh = async () => {
-    if (!initial || !page.slot("form").childElementCount || !known) return;
+    if (!page.slot("form").childElementCount || !known) return;
     const ask = question(), key = JSON.stringify(ask);
     if (key === asked) return;
     if (busy) { again = true; return; }
