@@ -86,6 +86,8 @@ LAYERS = (
         "shelf",
         "export",
         "example",
+        "masking",
+        "provenance",
     },
     {"experiments"},
     {"figures", "studio", "report"},

@@ -6,6 +6,7 @@ form, the command-line flag, the notebook parameter and the error message are al
 
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
@@ -26,6 +27,10 @@ class Extension(BaseModel):
     """A frozen, closed configuration object; `name` selects it in a `RunConfig`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def weight_files(self) -> "tuple[Path, ...]":
+        """The files of weights that it loads, which say with its settings what it is; none by default."""
+        return ()
 
 
 class FlowMap(Protocol):

@@ -12,6 +12,7 @@ from workbench.contracts import RewardFailed
 from workbench.events import CheckpointReady, Controls, Evaluated, Event, Finished, IterationDone, Started
 from workbench.health import parted
 from workbench.history import History
+from workbench.provenance import record_provenance
 from workbench.records import Wish
 from workbench.store import Store, StoreError
 
@@ -121,6 +122,7 @@ class Job:
         if self._events is None:
             self._say("running")
             self._events = self._start(self._resume, self._controls)
+            record_provenance(self._store, self.run, iteration=self._resume.iteration if self._resume else 0)
             self._resume = None
         event = next(self._events, None)
         if event is None:

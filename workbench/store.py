@@ -18,6 +18,7 @@ from workbench import checkpoints
 from workbench.checkpoints import CheckpointError
 from workbench.events import CheckpointReady, Event, GroupsScored, IterationDone, Preview, Progress, Started
 from workbench.exact_json import fields_of, from_json, to_json
+from workbench.masking import masked
 from workbench.pictures import choose_to_drop, write_sprite
 from workbench.processes import this_process
 from workbench.records import DRIVEN, Row, Run, Vote, Wish, numbers_of, picture_of, read_row, read_run
@@ -60,6 +61,11 @@ class Store:
         self._reader = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         self._kept: dict[str, tuple[int, int]] = {}
 
+    @property
+    def address(self) -> str:
+        """The database's URL for people: without its password."""
+        return masked(make_url(self.url).render_as_string(hide_password=True))
+
     def close(self) -> None:
         """Let go of the database's connections."""
         self._engine.dispose()
@@ -91,9 +97,10 @@ class Store:
             (self.location / run / "images").mkdir()
             (self.location / run / "config.json").write_text(to_json(config, indent=2) + "\n")
         now = time.time()
-        values: dict[str, Any] = {"id": run, "kind": kind, "title": title, "origin": origin, "command": command, "parent": parent}
+        values: dict[str, Any] = {"id": run, "kind": kind, "title": title, "origin": origin, "parent": parent}
         values |= {"config": to_json(config), "status": "queued", "wanted": "run", "iteration": 0, "created": now, "updated": now}
         values |= {"iterations": _whole_number(config.get("iterations")), "branched": branched}
+        values["command"] = masked(command)
         try:
             with self.writing() as connection:
                 connection.execute(insert(RUNS).values(values))

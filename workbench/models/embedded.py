@@ -166,10 +166,13 @@ class EmbeddedModel(Model):
     def read(prompt: str) -> Sequence[int]:
         """The prompt's slots. Raises: ValueError: naming the word, where it cannot be understood."""
 
+    def weight_files(self) -> tuple[Path, ...]:
+        return (Path(self.weights) if self.weights else shipped_weights(self.name),)
+
     def load(self, device: torch.device) -> EmbeddedGenerator:
         """Raises: ValueError: if the file is missing, damaged, or holds another model."""
         networks = self.networks()
-        path = Path(self.weights) if self.weights else shipped_weights(self.name)
+        (path,) = self.weight_files()
         if not path.is_file():
             raise ValueError(f"no weights at {path}; make them with: python -m workbench pretrain {self.name}")
         load_weights(path, networks._asdict())

@@ -29,11 +29,14 @@ class GlyphsPreference(Reward):
 
     domain = "glyphs"
 
+    def weight_files(self) -> tuple[Path, ...]:
+        return (Path(self.weights) if self.weights else SHIPPED,)
+
     def load(self, device: torch.device) -> RewardFunction:
         """Raises: ValueError: if the file is missing, damaged, or holds another network."""
         from workbench.models.embedded import load_weights
 
-        path = Path(self.weights) if self.weights else SHIPPED
+        (path,) = self.weight_files()
         if not path.is_file():
             raise ValueError(f"no scorer at {path}; make one with: python -m workbench pretrain preference")
         scorer = PreferenceScorer().to(device).requires_grad_(False).eval()
