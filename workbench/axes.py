@@ -120,6 +120,8 @@ def read_values(axis: Axis, checkpoints: Sequence[int] = ()) -> tuple[Any, ...]:
             values += sorted(checkpoints) if part == "all" else [0 if part == "base" else None]
         else:
             values += [part] if kind is str else _numbers(axis.name, part, kind)
+    if not values:
+        raise ValueError(f"axis {axis.name!r}: there are no checkpoints yet; choose a run that has some, or write: base")
     return tuple(dict.fromkeys(values))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from workbench.config import RunConfig, change
+from workbench.config import TITLE_LENGTH, RunConfig, change
 from workbench.events import CheckpointReady
 
 
@@ -18,7 +18,8 @@ def branched_config(config: RunConfig, iteration: int, changes: Mapping[str, Any
     """
     own: dict[str, Any] = {}
     if "title" not in changes:
-        own["title"] = f"{config.title} from {iteration}"
+        tail = f" from {iteration}"
+        own["title"] = config.title[: TITLE_LENGTH - len(tail)] + tail
     if "iterations" not in changes and iteration >= config.iterations:
         own["iterations"] = iteration + config.iterations
     return change(config, own | dict(changes))

@@ -7,14 +7,15 @@ import secrets
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from workbench.events import CheckpointReady
 from workbench.exact_json import from_json, to_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = "flow-map-workbench checkpoint"
 VERSION = 1
@@ -72,6 +73,8 @@ def read_checkpoint(folder: Path, run: str, iteration: int | None = None) -> Che
     if iteration not in available:
         missing = f"{path / _STATE} is missing"
         raise CheckpointError(f"run {run} has no complete checkpoint after iteration {iteration}: {missing}; {remedy}")
+    from safetensors.torch import load_file
+
     try:
         head = _read_head(path, run)
         _check_files(path, head["files"])
@@ -81,6 +84,12 @@ def read_checkpoint(folder: Path, run: str, iteration: int | None = None) -> Che
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error}; {remedy}") from error
     return CheckpointReady(iteration=iteration, tensors=tensors, state=head["state"])
+
+
+def stamp(folder: Path, iteration: int) -> int:
+    """When the checkpoint after `iteration` was written, in nanoseconds; 0 where there is none."""
+    state = folder / f"{iteration:06d}" / _STATE
+    return state.stat().st_mtime_ns if state.is_file() else 0
 
 
 def thin_checkpoints(folder: Path, kept: int, best: Any) -> None:
@@ -107,7 +116,9 @@ def readdress(folder: Path, run: str, new: str) -> None:
         (path / _STATE).write_text(to_json(head | {"run": new}, indent=1))
 
 
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
+def _write_tensors(path: Path, tensors: "dict[str, Tensor]") -> dict[str, Any]:
+    from safetensors.torch import save_file
+
     try:
         save_file(_own_memory(tensors), path)
     except SafetensorError as error:  # how the library reports a full disk
@@ -116,7 +127,7 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": _digest(path)}
 
 
-def _own_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _own_memory(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
     """The same values, each in memory of its own: views and tied weights cannot be saved as they are."""
     seen: set[int] = set()
     own = {}

@@ -19,6 +19,9 @@ from workbench.tasks import TASKS
 
 M = TypeVar("M", bound=BaseModel)
 
+TITLE_LENGTH = 200
+"""Most characters of a run's title."""
+
 
 def _choice(registry: Mapping[str, type[Extension]]) -> Any:
     """The union of a registry's classes, told apart by `name`."""
@@ -212,7 +215,7 @@ class ComputeConfig(Settings):
 class RunConfig(Settings):
     """Everything that a run depends on."""
 
-    title: str = Field("Align shapes", max_length=120, description="name shown on the page")
+    title: str = Field("Align shapes", max_length=TITLE_LENGTH, description="name shown on the page")
     seed: int = Field(0, ge=0, description="every random number of the run follows from it")
     iterations: int = Field(250, ge=1, description="policy updates")
     task: _choice(TASKS) = Field(default_factory=TASKS["shapes"], description="prompts and domain")  # type: ignore[valid-type]

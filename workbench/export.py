@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import lzma
 import os
 import re
 import secrets
@@ -13,13 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from typing_extensions import TypedDict
 
 from workbench import checkpoints
 from workbench.config import RunConfig, parse_config, validated
-from workbench.events import Event, Progress
+from workbench.events import Event, Measure, Progress
 from workbench.exact_json import fields_of, from_json, to_json
 from workbench.models.embedded import EmbeddedModel, shipped_weights
 from workbench.records import OVER, Row, Run
@@ -28,6 +30,9 @@ from workbench.store import Store
 LARGEST = 16 * 2**30
 """Most bytes that an archive may unpack to."""
 MOST_FILES = 100_000
+
+LARGEST_HEAD = 16 * 2**20
+"""Most bytes of what an archive says of its run."""
 
 _FORMAT = "flow-map-workbench run"
 _MEMBER = re.compile(
@@ -43,6 +48,17 @@ _EVENTS = {
     for kind in get_args(Event)
     if kind is not Progress
 }
+
+
+class _Preview(TypedDict):
+    sprite: str | None
+    tile: tuple[int, int]
+    columns: int
+    count: int
+
+
+_PREVIEW = TypeAdapter(_Preview)
+_MEASURES = TypeAdapter(dict[str, dict[str, Measure]])
 
 
 class _Archived(BaseModel):
@@ -126,7 +142,7 @@ def read_archive(store: Store, path: Path) -> str:
             (hidden / "config.json").write_text(to_json(head.config, indent=2) + "\n")
             with archive.open("events.jsonl") as lines:
                 store.adopt(_run(head, run), hidden, _rows(lines, hidden / "images", path))
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, EOFError) as error:
         raise ValueError(f"{path.name} is not a readable archive of a run: {error}; export it again") from error
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
@@ -216,6 +232,8 @@ def _check(archive: zipfile.ZipFile, path: Path) -> _Archived:
         raise ValueError(
             f"{path.name} would unpack to {size / 2**30:.1f} GiB in {len(members)} files; at most {LARGEST / 2**30:.0f} GiB"
         )
+    if any(member.filename == "run.json" and member.file_size > LARGEST_HEAD for member in members):
+        raise ValueError(f"{path.name}: run.json is larger than {LARGEST_HEAD / 2**20:.0f} MiB, so it is not that of a run")
     missing = {"run.json", "events.jsonl"} - {member.filename for member in members}
     if missing or len({member.filename for member in members}) < len(members):
         what = f"it lacks {sorted(missing)[0]}" if missing else "it names a file twice"
@@ -245,8 +263,11 @@ def _rows(lines: Any, images: Path, path: Path) -> Iterator[Row]:
             if missing := _EVENTS[kind] - data.keys():
                 raise ValueError(f"{kind} lacks {sorted(missing)[0]!r}")
             for name, value in data.items():
-                if isinstance(value, dict) and "sprite" in value and value["sprite"] not in here:
-                    data[name] = value | {"sprite": None}
+                if isinstance(value, dict) and "sprite" in value:
+                    _PREVIEW.validate_python(value)
+                    data[name] = value if value["sprite"] in here else value | {"sprite": None}
+            if kind == "Evaluated":
+                _MEASURES.validate_python(data["measures"])
             yield Row(0, kind, int(row["iteration"]), float(row["time"]), data)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path.name}: line {number} of events.jsonl is not an event of a run: {error}") from error

@@ -29,7 +29,7 @@ class Side(Settings):
     iteration: int | None = Field(None, ge=0, description="iteration; 0 is the base; none: the latest there is")
 
 
-class Comparison(Settings):
+class PairRequest(Settings):
     """Two sides and what both draw."""
 
     a: Side = Field(description="what is compared against, as a rule the base")
@@ -70,7 +70,7 @@ class Galleries:
     def __init__(self, store: Store, policies: Policies) -> None:
         self._store = store
         self._policies = policies
-        self._drawn: OrderedDict[tuple[str, int, Sample], Tensor] = OrderedDict()
+        self._drawn: OrderedDict[tuple[str, int, int, Sample], Tensor] = OrderedDict()
         self._rewards: OrderedDict[str, Rewards] = OrderedDict()
 
     def recorded(self, run: Run) -> list[Gallery]:
@@ -84,7 +84,7 @@ class Galleries:
                 found.append(Gallery(run, config, row.iteration, sample, sheet))
         return found
 
-    def pair(self, wanted: Comparison) -> tuple[Gallery, Gallery]:
+    def pair(self, wanted: PairRequest) -> tuple[Gallery, Gallery]:
         """The two sides with the same prompts, seeds and steps: as recorded where that is what was recorded.
 
         Raises: ValueError: if a run is unknown or draws something else than the other, or a prompt is not understood.
@@ -111,7 +111,8 @@ class Galleries:
         """
         if gallery.sheet is not None:
             return read_sprite(self._store.image_path(gallery.run.id, gallery.sheet["sprite"]), gallery.sheet)
-        key = (gallery.run.id, gallery.iteration, gallery.sample)
+        stamp = self._store.checkpoint_stamp(gallery.run.id, gallery.iteration)
+        key = (gallery.run.id, gallery.iteration, stamp, gallery.sample)
         if key not in self._drawn:
             self._drawn[key] = self._draw(gallery)
         return _newest(self._drawn, key)
@@ -138,7 +139,7 @@ class Galleries:
             return iteration
         return known[-1].iteration if known else max(self._store.checkpoints(run.id), default=0)
 
-    def _sample(self, wanted: Comparison, config: RunConfig, at: Sequence[int], known: Sequence[Sequence[Gallery]]) -> Sample:
+    def _sample(self, wanted: PairRequest, config: RunConfig, at: Sequence[int], known: Sequence[Sequence[Gallery]]) -> Sample:
         """What both sides draw: the prompts asked for; or what one of them recorded there, or ever; or held-out prompts."""
         if wanted.prompts:
             for prompt in wanted.prompts:
@@ -160,8 +161,6 @@ class Galleries:
 
         sample, at = gallery.sample, f"run {gallery.run.id} after iteration {gallery.iteration}"
         chosen = self._policies.choose(gallery.run.id, iteration=gallery.iteration)
-        if chosen.checkpoint is not None and "ema" not in chosen.checkpoint.tensors:
-            raise ValueError(f"the checkpoint of {at} holds no averaged weights, so it draws nothing; choose another iteration")
         times = gallery.config.rollout.grid_of(sample.steps)
         try:
             with self._policies.generator(chosen) as generator:

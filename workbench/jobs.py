@@ -6,7 +6,10 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 from workbench.contracts import RewardFailed
 from workbench.events import CheckpointReady, Controls, Evaluated, Event, Finished, IterationDone, Started
@@ -17,6 +20,7 @@ from workbench.records import Wish
 from workbench.store import Store, StoreError
 
 T = TypeVar("T")
+M = TypeVar("M", bound=Callable[..., Any])
 Start = Callable[[CheckpointReady | None, Controls], Iterator[Event]]
 
 POLL_SECONDS = 0.2
@@ -69,18 +73,11 @@ class Job:
 
         Every exception of a run ends here: the status says what became of it, and `error` why.
         """
-        if self.over:
-            return None
-        try:
-            self._obey()
-            return None if self.paused else self._take()
-        except (FloatingPointError, RewardFailed) as error:
-            self._end("paused", error)
-        except (Exception, SystemExit) as error:
-            self._end("failed", error)
-        except KeyboardInterrupt:
-            self._end("stopped")
-            raise
+        with self._to_its_end():
+            if not self.over:
+                self._obey()
+            if not (self.over or self.paused):
+                return self._take()
         return None
 
     @property
@@ -90,11 +87,11 @@ class Job:
 
     def wait_its_turn(self) -> None:
         """Obey wishes while another run has the device: one that is stopped before it begins ends here."""
-        if self.over:
-            return
-        self._obey()
-        if self._stopping:
-            self._end("stopped")
+        with self._to_its_end():
+            if not self.over:
+                self._obey()
+            if self._stopping and not self.over:
+                self._end("stopped")
 
     def ask(self, wanted: str) -> None:
         """Wish without the store, from any thread or signal handler of this process; the words of `Store.wish`."""
@@ -117,6 +114,19 @@ class Job:
         except StoreError:
             return False
         return True
+
+    @contextmanager
+    def _to_its_end(self) -> Iterator[None]:
+        """What is raised inside ends the run, and the status says what became of it."""
+        try:
+            yield
+        except (FloatingPointError, RewardFailed) as error:
+            self._end("paused", error)
+        except (Exception, SystemExit) as error:
+            self._end("failed", error)
+        except KeyboardInterrupt:
+            self._end("stopped")
+            raise
 
     def _take(self) -> Event | None:
         if self._events is None:
@@ -264,13 +274,27 @@ class Worker:
         return self._closing or bool(self._calls) or any(not (job.over or job.paused) for job in self._jobs)
 
     def _answer_calls(self) -> None:
-        while self._calls:
+        for _ in range(len(self._calls)):  # those that arrive meanwhile wait for an event, or runs would starve
             future, function = self._calls.popleft()
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(function())
-                except Exception as error:
+                except BaseException as error:
                     future.set_exception(error)
+
+
+def one_at_a_time(method: M) -> M:
+    """A method that two threads never run at once on the same object."""
+
+    @wraps(method)
+    def alone(self: Any, *arguments: Any, **named: Any) -> Any:
+        with _guards.setdefault(self, threading.RLock()):
+            return method(self, *arguments, **named)
+
+    return cast(M, alone)
+
+
+_guards: "WeakKeyDictionary[Any, threading.RLock]" = WeakKeyDictionary()
 
 
 class Ticker:

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from workbench.config import RunConfig, configure, parse_config
@@ -94,17 +94,20 @@ class Policies:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._networks: OrderedDict[str, Policy] = OrderedDict()
-        self._checkpoints: OrderedDict[tuple[str, int], Chosen] = OrderedDict()
+        self._checkpoints: OrderedDict[tuple[str, int, int], Chosen] = OrderedDict()
 
     def choose(self, run: str | None, preset: str = "shapes", iteration: int | None = None) -> Chosen:
         """As `choose`, from memory where a checkpoint has been read before."""
         if run is None or iteration == 0:
             return choose(self._store, run, preset, None, iteration)
         if iteration is None:
-            iteration = max(self._store.checkpoints(self._store.run(run).id), default=None)
-        key = (run, -1 if iteration is None else iteration)
+            iteration = max(self._store.checkpoints(self._store.run(run).id), default=-1)
+        key = (run, iteration, self._store.checkpoint_stamp(run, iteration))
         if key not in self._checkpoints:
-            self._checkpoints[key] = choose(self._store, run, preset, None, iteration)
+            chosen = choose(self._store, run, preset, None, None if iteration < 0 else iteration)
+            assert chosen.checkpoint is not None
+            averaged = {name: tensors for name, tensors in chosen.checkpoint.tensors.items() if name == "ema"}
+            self._checkpoints[key] = replace(chosen, checkpoint=replace(chosen.checkpoint, tensors=averaged))
         return _newest(self._checkpoints, key, CHECKPOINTS)
 
     @contextmanager
@@ -128,6 +131,8 @@ class Policies:
                 with policy.reference() as base:
                     yield base
                 return
+            if "ema" not in chosen.checkpoint.tensors:
+                raise ValueError(f"the checkpoint of {chosen.title} holds no averaged weights, so it draws nothing")
             policy.load(chosen.checkpoint.tensors["ema"], scale)
             yield policy.generator
 

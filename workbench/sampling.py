@@ -31,7 +31,7 @@ class DrawRequest(Settings):
     """What a person asks to see: a policy, a prompt, a seed, and how samples are drawn. The pages, the command line and the
     pictures that say how they were made all speak of it."""
 
-    run: str = Field("", max_length=80, description="run whose policy draws; without one, the base of the preset")
+    run: str = Field("", max_length=120, description="run whose policy draws; without one, the base of the preset")
     checkpoint: int | None = Field(None, ge=0, description="iteration after which it was kept; without one, the last")
     preset: str = Field("shapes", max_length=80, description="ready-made configuration whose base draws, where there is no run")
     scale: float = Field(1.0, ge=0, le=1.5, description="how much of what was learned is applied: 0 is the base, 1 the tuned one")

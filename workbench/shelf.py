@@ -10,6 +10,7 @@ from workbench.branching import differences
 from workbench.config import PRESETS
 from workbench.health import held_out_reward
 from workbench.history import History
+from workbench.jobs import one_at_a_time
 from workbench.records import Run, resumable
 from workbench.store import Store
 
@@ -49,6 +50,7 @@ class Shelf:
         self._changed: dict[str, list[str]] = {}
         self._snapshot = _Snapshot(0, {}, 0)
 
+    @one_at_a_time
     def look(self) -> str:
         """Read what is new; returns the version of the list as it is now."""
         known, runs = self._snapshot, self._store.runs()

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from workbench.checkpoints import CheckpointError
 from workbench.events import CheckpointReady, Event, GroupsScored, IterationDone, Preview, Progress, Started
 from workbench.exact_json import fields_of, from_json, to_json
 from workbench.masking import masked
-from workbench.pictures import choose_to_drop, write_sprite
 from workbench.processes import this_process
 from workbench.records import DRIVEN, Row, Run, Vote, Wish, numbers_of, picture_of, read_row, read_run
 from workbench.tables import BUSY_SECONDS, EVENTS, QUEUE, RUNS, VOTES, WISHES, open_database
@@ -30,6 +30,8 @@ WISHABLE = ("run", "pause", "stop", "save", "sample", "change")
 
 TITLE_LENGTH, TAG_LENGTH, NOTE_LENGTH = 200, 40, 4_000
 """Most characters that people may write about a run."""
+
+_ADOPTED_AT_ONCE = 100  # rows of a run from elsewhere
 
 _ROLLOUT_TILE = 160  # pixels; evaluations keep their size
 
@@ -174,20 +176,36 @@ class Store:
     def adopt(self, run: Run, folder: Path, rows: Iterable[Row]) -> None:
         """Take in a run from elsewhere: its directory `folder` is moved into place, `rows` are recorded in their order.
 
+        They are written a few at a time, so that runs that go on are not kept waiting; until all is there, nobody sees the run.
         Nothing is changed where anything fails. Row ids are given anew.
 
         Raises: ValueError: if there is a run with this id; StoreError: if the disk refuses.
         """
         place = self.folder(run.id)
-        with self.disk(self.location), self.writing() as connection:
+        with self.writing() as connection:
             if connection.execute(select(RUNS.c.id).where(RUNS.c.id == run.id)).one_or_none() or place.exists():
                 raise ValueError(f"there is a run {run.id!r} already")
-            values = fields_of(run) | {"config": to_json(run.config), "tags": to_json(run.tags)}
+            values = fields_of(run) | {"config": to_json(run.config), "tags": to_json(run.tags), "deleted": time.time()}
             connection.execute(insert(RUNS).values(values))
-            for row in rows:
-                values = {"run": run.id, "kind": row.kind, "iteration": row.iteration, "time": row.time}
-                connection.execute(insert(EVENTS).values(values | {"picture": picture_of(row), "data": to_json(row.data)}))
-            os.rename(folder, place)
+        try:
+            left = iter(rows)
+            while some := list(islice(left, _ADOPTED_AT_ONCE)):
+                described = [
+                    {"run": run.id, "kind": row.kind, "iteration": row.iteration, "time": row.time}
+                    | {"picture": picture_of(row), "data": to_json(row.data)}
+                    for row in some
+                ]
+                with self.writing() as connection:
+                    connection.execute(insert(EVENTS), described)
+            with self.disk(self.location):
+                os.rename(folder, place)
+            with self.writing() as connection:
+                connection.execute(update(RUNS).where(RUNS.c.id == run.id).values(deleted=run.deleted))
+        except BaseException:
+            with self.writing() as connection:
+                self._forget(connection, [run.id])
+            shutil.rmtree(place, ignore_errors=True)
+            raise
 
     # The trash
 
@@ -197,9 +215,10 @@ class Store:
         Raises: ValueError: if somebody drives it.
         """
         found = self.run(run)
-        if not found.over and found.pid is not None:
-            raise ValueError(f"run {found.id} is {found.status}; stop it before you delete it")
         with self.writing() as connection:
+            found = read_run(connection.execute(select(RUNS).where(RUNS.c.id == found.id)).one())  # nobody claims it meanwhile
+            if not found.over and found.pid is not None:
+                raise ValueError(f"run {found.id} is {found.status}; stop it before you delete it")
             connection.execute(update(RUNS).where(RUNS.c.id == found.id).values(deleted=time.time()))
 
     def restore(self, run: str) -> None:
@@ -219,10 +238,8 @@ class Store:
         with self.writing() as connection:
             due = select(RUNS.c.id).where(RUNS.c.deleted.is_not(None), RUNS.c.deleted <= time.time() - older_than)
             purged = [row.id for row in connection.execute(due)]
-            for table in (EVENTS, WISHES, QUEUE):
-                connection.execute(delete(table).where(table.c.run.in_(purged)))
-            connection.execute(delete(RUNS).where(RUNS.c.id.in_(purged)))
-        for folder in (self.folder(run) for run in purged):
+            self._forget(connection, purged)
+        for folder in map(self.folder, purged):
             shutil.rmtree(folder, ignore_errors=True)  # a file that stays behind belongs to no run and does no harm
         return purged
 
@@ -266,13 +283,13 @@ class Store:
     def metrics(self, run: str, after: int = 0) -> dict[str, list[tuple[int, float]]]:
         """Curves by name, as (iteration, value) in order, from the rows past the cursor `after`.
 
-        Every number of IterationDone by its name and "seconds"; of Evaluated "held_out/<name>@<steps>", and the breakdown as
+        Every number of IterationDone by its name and "seconds", of Reported by its name; of Evaluated "held_out/<name>@<steps>", and the breakdown as
         "held_out/skill/<name>".
         """
         curves: dict[str, list[tuple[int, float]]] = {}
         query = select(EVENTS.c.kind, EVENTS.c.iteration, EVENTS.c.data).where(EVENTS.c.run == run, EVENTS.c.id > after)
         for kind, iteration, data in self.read(
-            query.where(EVENTS.c.kind.in_(("IterationDone", "Evaluated"))).order_by(EVENTS.c.id)
+            query.where(EVENTS.c.kind.in_(("IterationDone", "Evaluated", "Reported"))).order_by(EVENTS.c.id)
         ):
             for name, value in numbers_of(kind, from_json(data)).items():
                 curves.setdefault(name, []).append((iteration, value))
@@ -374,6 +391,10 @@ class Store:
         """Iterations of the run's complete checkpoints, ascending."""
         return checkpoints.list_checkpoints(self._checkpoints(run))
 
+    def checkpoint_stamp(self, run: str, iteration: int) -> int:
+        """Which checkpoint that is: another number once a run that was resumed earlier has written it again; 0 for none."""
+        return checkpoints.stamp(self._checkpoints(self.run(run).id), iteration)
+
     def load_checkpoint(self, run: str, iteration: int | None = None) -> CheckpointReady:
         """The checkpoint after `iteration`, or the last one. Raises: CheckpointError: as `checkpoints.read_checkpoint`."""
         found = self.run(run).id
@@ -408,6 +429,11 @@ class Store:
                 raise ValueError(f"there is no vote {vote} to take back")
 
     # Inside
+
+    def _forget(self, connection: Connection, runs: Sequence[str]) -> None:
+        for table in (EVENTS, WISHES, QUEUE):
+            connection.execute(delete(table).where(table.c.run.in_(runs)))
+        connection.execute(delete(RUNS).where(RUNS.c.id.in_(runs)))
 
     def _in_trash(self) -> list[str]:
         return [run.id for run in self.trash()][:8]
@@ -447,6 +473,8 @@ class Store:
                 columns = event.group_size if isinstance(event, GroupsScored) else 8
                 stem = f"{type(event).__name__.lower()}-{event.iteration:06d}"
                 folder = self.folder(run) / "images"
+                from workbench.pictures import write_sprite
+
                 with self.disk(folder):
                     data[name] = write_sprite(folder, stem, value.images, columns, _ROLLOUT_TILE if rollout else None)
                 picture = data[name]["sprite"]
@@ -478,6 +506,8 @@ class Store:
         pictured = (EVENTS.c.run == run) & (EVENTS.c.kind == "GroupsScored") & EVENTS.c.picture.is_not(None)
         if (connection.execute(select(func.count()).select_from(EVENTS).where(pictured)).scalar() or 0) <= kept:
             return []
+        from workbench.pictures import choose_to_drop
+
         columns = (EVENTS.c.id, EVENTS.c.iteration, EVENTS.c.picture)
         rows = connection.execute(select(*columns).where(pictured).order_by(EVENTS.c.id)).all()
         drop = [rows[index] for index in choose_to_drop([row.iteration for row in rows], kept - kept // 20)]

@@ -13,7 +13,7 @@ from workbench.events import CheckpointReady, Controls, Event
 from workbench.experiments.execute import loop
 from workbench.galleries import Galleries
 from workbench.history import History, Recorded
-from workbench.jobs import Job, Start, Worker
+from workbench.jobs import Job, Start, Worker, one_at_a_time
 from workbench.plane import PlaneLearners
 from workbench.policies import Policies
 from workbench.records import Run, permitted
@@ -23,7 +23,7 @@ from workbench.store import Store, StoreError
 
 T = TypeVar("T")
 
-WATCHED = 16
+WATCHED = 48
 """Most runs whose history is kept in memory; others are read again from the store."""
 
 _KINDS = ("Started", "PreflightDone", "IterationDone", "Evaluated", "Sampled", "Changed")
@@ -183,6 +183,7 @@ class Studio:
         settings = flat(change_live(self.settings(found), changes).model_dump(mode="json"))
         self.store.wish(found.id, "change", {key: settings[key] for key in changes})
 
+    @one_at_a_time
     def _history(self, run: str) -> History:
         """The kept snapshot extended by what is new; snapshots are immutable, so two readers at once do no harm."""
         known = self._histories.get(run, History())

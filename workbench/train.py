@@ -71,7 +71,7 @@ def train(
         wishes = learner.agree(controls)
         while learner.iteration < config.iterations and not wishes.stop:
             if wishes.changes:
-                controls.changes = {}
+                controls.changes = {k: v for k, v in controls.changes.items() if wishes.changes.get(k, ...) != v}
                 learner.change(wishes.changes)
                 yield Changed(learner.iteration, wishes.changes)
             yield from _iterate(learner)

@@ -6,7 +6,7 @@ from typing import Any
 
 from workbench.config import validated
 from workbench.figures.compare import curves, win_rate
-from workbench.galleries import Comparison, Gallery, config_of, expect_pictures
+from workbench.galleries import Gallery, PairRequest, config_of, expect_pictures
 from workbench.panels.charts import chart_card
 from workbench.panels.page import ASSETS, Page, Parts, rounded, sprite, value
 from workbench.pictures import data_sheet
@@ -46,37 +46,32 @@ def score(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def begin(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
-    """The pairs that a voter has not voted on yet, in the order of the session: [index, whether B is on the left]."""
+    """The pairs that a voter has not voted on yet, in the order of the ballot: [index, whether B is on the left]."""
     a, b = _pair(studio, asked)
     voter, sample = _voter(asked), a.sample
     said = {(vote.prompt, vote.seed) for vote in _votes(studio, a, b) if vote.voter == voter}
-    order = ballot(int(asked["session"]), len(sample.prompts))
+    order = ballot(int(asked["ballot_seed"]), len(sample.prompts))
     left = [turn for turn in order if (sample.prompts[turn[0]], sample.seeds[turn[0]]) not in said]
     return {"left": left, "pairs": len(order)}
 
 
 def vote(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
-    """Keep one vote: "left", "right" or "tie" on the pair with this index, as the session showed it."""
+    """Keep one vote: "left", "right" or "tie" on the pair with this index, as the ballot showed it."""
     a, b = _pair(studio, asked)
     index, picked = int(asked["index"]), asked["picked"]
-    swapped = dict(ballot(int(asked["session"]), len(a.sample.prompts))).get(index)
+    swapped = dict(ballot(int(asked["ballot_seed"]), len(a.sample.prompts))).get(index)
     if swapped is None or picked not in ("left", "right", "tie"):
         raise ValueError(f"no pair {index}, or nothing to be picked as {picked!r}; begin the vote again")
+    prompt, seed, voter = a.sample.prompts[index], a.sample.seeds[index], _voter(asked)
+    if any((said.voter, said.prompt, said.seed) == (voter, prompt, seed) for said in _votes(studio, a, b)):
+        raise ValueError(f"{voter} has voted on this pair already, in another tab perhaps; begin the vote again to go on")
     choice: Choice = "tie" if picked == "tie" else "b" if (picked == "left") == swapped else "a"
-    given = Vote(
-        _voter(asked), a.run.id, a.iteration, b.run.id, b.iteration, a.sample.prompts[index], a.sample.seeds[index], choice
-    )
-    return {"vote": studio.store.vote(given)}
+    return {"vote": studio.store.vote(Vote(voter, a.run.id, a.iteration, b.run.id, b.iteration, prompt, seed, choice))}
 
 
 def undo(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
-    """Take back the voter's last vote on these two."""
-    a, b = _pair(studio, asked)
-    voter = _voter(asked)
-    own = [vote.id for vote in _votes(studio, a, b) if vote.voter == voter]
-    if not own:
-        raise ValueError(f"{voter} has not voted on these two, so there is nothing to take back")
-    studio.store.retract_vote(own[-1])
+    """Take back one vote, by the number that `vote` gave it."""
+    studio.store.retract_vote(int(asked["vote"]))
     return {}
 
 
@@ -123,7 +118,7 @@ def layout() -> str:
 
 
 def _pair(studio: Studio, asked: Mapping[str, Any]) -> tuple[Gallery, Gallery]:
-    return studio.galleries.pair(validated(Comparison, {name: asked[name] for name in Comparison.model_fields if name in asked}))
+    return studio.galleries.pair(validated(PairRequest, {name: asked[name] for name in PairRequest.model_fields if name in asked}))
 
 
 def _side(studio: Studio, gallery: Gallery) -> dict[str, Any]:

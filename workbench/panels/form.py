@@ -199,7 +199,7 @@ def _input(path: str, field: FieldInfo, annotation: Any, value: Any, *, describe
         bounds = "".join(f' data-{key}="{number:g}"' for key, number in limits.items())
         return f'<input type="number" step="{step}" {names}{bounds} value="{value!r}">'
     if isinstance(value, tuple):
-        return f'<input type="text" {names} value="{", ".join(str(part) for part in value)}">'
+        return f'<input type="text" {names} value="{escape(", ".join(str(part) for part in value))}">'
     limit = next((f' maxlength="{m.max_length}"' for m in field.metadata if isinstance(m, MaxLen)), "")
     return f'<input type="text" {names}{limit} value="{escape(str(value))}">'
 

@@ -50,7 +50,7 @@ def branch(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
     """A new run from a checkpoint, with the settings that were changed: one `key = value` on a line."""
     found, iteration = studio.store.run(asked["run"]), int(asked["iteration"])
     changes = _changes(asked.get("changes", ""))
-    config = branched_config(parse_config(found.config | {"title": found.title}), iteration, changes)
+    config = branched_config(studio.settings(found, iteration).model_copy(update={"title": found.title}), iteration, changes)
     return {"run": studio.branch(found.id, iteration, config)}
 
 

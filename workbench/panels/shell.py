@@ -1,6 +1,7 @@
 """The frame of all pages: one component, one timer, one way to ask. Pages are switched in the browser and keep their state."""
 
 import json
+import traceback
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -63,6 +64,9 @@ def answer(studio: Studio, pages: Mapping[str, Page], question: Mapping[str, Any
         return pages[question["page"]].actions[question["name"]](studio, question["value"])
     except (ValueError, StoreError) as error:
         return {"errors": str(error).splitlines()}
+    except Exception as error:  # a defect, or no memory left: the page stays alive, and whoever mends it finds the place
+        traceback.print_exc()
+        return {"errors": [f"that did not work: {type(error).__name__}: {error}"]}
 
 
 def update(studio: Studio, pages: Mapping[str, Page], asked: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -72,19 +76,29 @@ def update(studio: Studio, pages: Mapping[str, Page], asked: Mapping[str, Any]) 
         asked: `page`, `seen` (version of each part that the browser holds), and what the page's own `update` reads.
     """
     seen = asked.get("seen", {})
-    parts: Parts = {"runs": _listed(studio.runs())}
+    parts: Parts = {}
+    problem, made = "", {}
     try:
+        parts["runs"] = _listed(studio.runs())
         parts |= pages[asked["page"]].update(studio, asked)
-    except ValueError as error:
-        parts["problem"] = value(str(error))
-    changed = {name: part for name, part in parts.items() if seen.get(name) != part[0]}
-    if not changed:
+    except (ValueError, StoreError) as error:
+        problem = str(error)
+    for name, (version, make) in parts.items():
+        if seen.get(name) != version:
+            try:
+                made[name] = (version, make())
+            except (ValueError, StoreError) as error:  # the other parts stand, and this one is tried again
+                problem = str(error)
+    version, make = value(problem)
+    if seen.get("problem", value("")[0]) != version:
+        made["problem"] = (version, make())
+    if not made:
         return None
     return {
         "page": asked["page"],
         "run": asked.get("run", ""),
-        "versions": {name: version for name, (version, _) in changed.items()},
-        "parts": {name: make() for name, (_, make) in changed.items()},
+        "versions": {name: version for name, (version, _) in made.items()},
+        "parts": {name: part for name, (_, part) in made.items()},
     }
 
 

@@ -26,7 +26,7 @@ def settings(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
     if parent:
         found, iteration = studio.store.run(parent), int(asked["iteration"])
         note = f"Branch of {found.title} ({found.id}), which goes on from its checkpoint after iteration {iteration}."
-        return {"form": form.render(branched_config(parse_config(found.config), iteration, changes)), "note": note}
+        return {"form": form.render(branched_config(studio.settings(found, iteration), iteration, changes)), "note": note}
     run, preset = asked.get("run"), asked.get("preset") or "shapes"
     if run and not asked.get("preset"):
         return {"form": form.render(change(parse_config(studio.store.run(run).config), changes))}
@@ -88,6 +88,6 @@ PAGE = Page(
     "Train",
     layout,
     ("pictures.js", "form.js", "train.js"),
-    {"settings": settings, "start": start, "explain": explain, "control": control, "change": turn, "trace": trace},
+    {"settings": settings, "start": start, "explain": explain, "control": control, "turn": turn, "trace": trace},
     live.update,
 )

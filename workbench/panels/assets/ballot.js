@@ -2,18 +2,21 @@
 window.workbench.booth = (page, compared) => {
   const wb = window.workbench, { make, setText } = wb;
   const box = page.slot("booth");
-  let left = [], pairs = 0, session = 0, voter = "", sending = false;
+  let question = {}, pictures = null, left = [], cast = [], pairs = 0, ballotSeed = 0, voter = "", sending = false;
   const PICKS = [["left", "Left", "←"], ["tie", "No difference", "↓"], ["right", "Right", "→"]];
 
-  const ask = (name, more = {}) => page.ask(name, { ...compared.question(), session, voter, ...more });
+  const ask = (name, more = {}) => page.ask(name, { ...question, ballot_seed: ballotSeed, voter, ...more });
   const open = async (name) => {
-    session = Math.floor(Math.random() * 2 ** 31);
+    ballotSeed = Math.floor(Math.random() * 2 ** 31);
     voter = name;
+    pictures = compared.pictures(); // what is voted on stays what it was when the booth was opened, whatever a run does meanwhile
+    question = compared.question();
     const reply = await ask("begin");
-    const told = compared.pictures() ? reply.errors || [] : ["There are no pictures to vote on; see what is said at the top."];
+    const told = pictures ? reply.errors || [] : ["There are no pictures to vote on; see what is said at the top."];
     wb.complain(page.slot("vote-errors"), told);
     if (told.length) return;
     ({ left, pairs } = reply);
+    cast = [];
     compared.began();
     build();
     draw();
@@ -35,11 +38,11 @@ window.workbench.booth = (page, compared) => {
     return node;
   };
   const draw = () => {
-    const stage = box.querySelector(".cmp-booth"), { a, b, prompts } = compared.pictures();
+    const stage = box.querySelector(".cmp-booth"), { a, b, prompts } = pictures;
     setText(box.querySelector(".cmp-count"), left.length ? `pair ${pairs - left.length + 1} of ${pairs}` : `all ${pairs} pairs are voted on`);
     box.querySelector("progress").value = pairs - left.length;
     for (const [pick] of PICKS) box.querySelector(`[data-pick="${pick}"]`).disabled = !left.length;
-    box.querySelector('[data-pick="undo"]').disabled = left.length === pairs;
+    box.querySelector('[data-pick="undo"]').disabled = !cast.length;
     setText(box.querySelector('[data-pick="end"]'), left.length ? "End and reveal" : "Reveal who won");
     if (!left.length) {
       setText(box.querySelector(".cmp-prompt"), "Thank you: that was the last pair.");
@@ -62,11 +65,11 @@ window.workbench.booth = (page, compared) => {
   };
   const act = async (pick) => {
     if (pick === "end") return box.close();
-    if (sending || !(pick === "undo" ? left.length < pairs : left.length)) return;
+    if (sending || !(pick === "undo" ? cast.length : left.length)) return;
     sending = true;
-    const reply = await (pick === "undo" ? ask("undo") : ask("vote", { index: left[0][0], picked: pick }));
-    if (!reply.errors && pick !== "undo") left = left.slice(1);
-    if (!reply.errors && pick === "undo") left = (await ask("begin")).left || left;
+    const reply = await (pick === "undo" ? ask("undo", { vote: cast.at(-1)[0] }) : ask("vote", { index: left[0][0], picked: pick }));
+    if (!reply.errors && pick !== "undo") cast.push([reply.vote, left.shift()]);
+    if (!reply.errors && pick === "undo") left.unshift(cast.pop()[1]);
     sending = false;
     wb.complain(box.querySelector(".wb-errors"), reply.errors || []);
     draw();

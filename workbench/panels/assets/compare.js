@@ -18,6 +18,11 @@ window.workbench.page("compare", (page) => {
     return { a: { run: at.a, iteration: at.ai }, b: { run: at.b, iteration: at.bi === null ? latest(at.b) : at.bi }, ...more };
   };
 
+  const shown = () => {
+    const side = ({ run, iteration }) => ({ run, iteration });
+    return held ? { ...question(), a: side(held.a), b: side(held.b) } : question();
+  };
+
   // What is compared is asked anew when it changed; of many changes in a row only the last one counts.
   const refresh = async () => {
     const ask = question(), key = JSON.stringify(ask);
@@ -230,7 +235,7 @@ window.workbench.page("compare", (page) => {
     setText(page.root.querySelector('[data-act="reveal"]'), "Hide result");
   };
   const views = wb.views(page, { pictures: () => held, view: () => wanted().view, look, order: seen, rewards: inFull });
-  const booth = wb.booth(page, { question, pictures: () => held, ended: reveal, began: hideResult });
+  const booth = wb.booth(page, { question: shown, pictures: () => held, ended: reveal, began: hideResult });
 
   const parts = {
     run(id) { if (wb.address.get("run") !== id) wb.address.set({ run: id }); },

@@ -183,17 +183,20 @@ window.workbench.page("playground", (page) => {
     wanted++;
     if (busy || !form) return;
     busy = true;
-    for (let turn = 0; turn !== wanted;) {
-      turn = wanted;
-      for (const stage of [group, walk, path, plane]) if (turn !== wanted || !await stage(() => turn === wanted)) break;
+    try {
+      for (let turn = 0; turn !== wanted;) {
+        turn = wanted;
+        for (const stage of [group, walk, path, plane]) if (turn !== wanted || !await stage(() => turn === wanted)) break;
+      }
+    } finally {
+      busy = false;
     }
-    busy = false;
   };
 
   const group = async () => {
     const asked = request(), began = performance.now();
     wb.setAttr(slot("result"), "data-busy", true);
-    const reply = await page.ask("draw", asked);
+    const reply = await page.ask("group", asked);
     wb.setAttr(slot("result"), "data-busy", false);
     wb.complain(slot("errors"), reply.errors || []);
     slot("prompt").closest(".wb-field").classList.toggle("wrong", Boolean(reply.errors) && reply.errors[0].startsWith("prompt"));
@@ -439,7 +442,11 @@ window.workbench.page("playground", (page) => {
       if (!form || wb.address.get("run") !== form.run || JSON.stringify(list) === JSON.stringify(form.checkpoints)) return;
       form.checkpoints = list;
       policies();
-      if (state.policy === "") refresh(); // "the last" means the new one
+      if (state.policy !== "") return;
+      slot("walk-strip").dataset.key = ""; // "the last" means the new one: what the old one drew counts no more
+      trail = null;
+      grids.forget();
+      refresh();
     },
   };
   return { parts, open };

@@ -140,5 +140,5 @@ window.workbench.playgroundGrids = (page, { request, take, noted }) => {
     slot(values).addEventListener("input", () => { chosenByHand(); noted(); });
     slot(values).addEventListener("keydown", (event) => { if (event.key === "Enter") { event.preventDefault(); draw(); } });
   }
-  return { plane, fill, linked, draw, cancel, drawn: () => finished };
+  return { forget: () => { shownKey = ""; }, plane, fill, linked, draw, cancel, drawn: () => finished };
 };

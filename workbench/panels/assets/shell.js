@@ -1,4 +1,4 @@
-// The frame: which page is open, what the timer asks for and brings, how a page asks; and small helpers that all pages share.
+// The frame: which page is open, what the timer asks for and brings, how a page asks; and what all pages share.
 // A page's script calls workbench.page(name, make). make(page) binds its layout and returns { parts, open, asks, close }.
 window.workbench = (() => {
   const wb = {};
@@ -114,7 +114,6 @@ window.workbench = (() => {
         reportError(error); // one part that cannot be drawn leaves the others standing
       }
     }
-    if (!("problem" in news.parts) && Object.keys(news.parts).some((name) => name !== "runs")) problem("");
     if (current.told) current.told();
   };
 
