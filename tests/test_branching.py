@@ -120,3 +120,9 @@ def test_only_settings_that_differ_are_told_and_rewards_go_by_their_name() -> No
 def test_judges_are_told_apart_too() -> None:
     judged = configure("shapes", {"eval_rewards.shapes_exact": 1, "rewards.shapes_exact": 0}).model_dump(mode="json")
     assert [key for key in flat(judged) if key.startswith("eval_rewards.")] == ["eval_rewards.shapes_exact"]
+
+
+def test_a_long_title_is_shortened_and_not_refused() -> None:
+    config = branched_config(toy_config(5, title="x" * 200), 5, {})
+    assert len(config.title) == 200
+    assert config.title.endswith("x from 5")

@@ -278,3 +278,29 @@ def test_the_example_is_taken_in_once_and_not_again_after_it_was_deleted(tmp_pat
     store.delete(run)
     assert welcome(store) is None
     assert store.runs() == []
+
+
+@pytest.mark.parametrize("content", [b"\x5d\x00\x00", b"PK\x03\x04"])
+def test_a_damaged_stream_is_refused_in_words(store: Store, tmp_path: Path, content: bytes) -> None:
+    path = write_archive(store, recorded(store))
+    torn = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        begin = archive.getinfo("events.jsonl").header_offset + 200
+    torn[begin : begin + 400] = content * (400 // len(content))
+    path.write_bytes(torn)
+    with pytest.raises(ValueError, match=r"is not a readable archive|is not an event"):
+        read_archive(Store(tmp_path / "other"), path)
+    assert Store(tmp_path / "other").runs() == Store(tmp_path / "other").trash() == []
+
+
+@pytest.mark.parametrize("broken", [{"measures": {"4": {"exact": {"low": 0.1}}}}, {"preview": {"sprite": "a.webp"}}])
+def test_an_event_whose_inside_is_broken_is_refused_by_its_line(store: Store, tmp_path: Path, broken: dict) -> None:
+    path = write_archive(store, recorded(store))
+    with zipfile.ZipFile(path) as archive:
+        lines = [json.loads(line) for line in archive.read("events.jsonl").splitlines()]
+    number = next(i for i, line in enumerate(lines) if line["kind"] == "Evaluated")
+    lines[number]["data"] |= broken
+    changed = altered(path, tmp_path / "changed.zip", **{"events.jsonl": "\n".join(map(json.dumps, lines)).encode()})
+    with pytest.raises(ValueError, match=f"line {number + 1} of events.jsonl is not an event"):
+        read_archive(Store(tmp_path / "other"), changed)
+    assert Store(tmp_path / "other").runs() == Store(tmp_path / "other").trash() == []

@@ -7,7 +7,7 @@ import pytest
 
 from workbench.config import PRESETS, EvalReward
 from workbench.figures import FIGURES
-from workbench.health import Verdict, judges, statistics, verdicts
+from workbench.health import Verdict, held_out_reward, judges, statistics, verdicts
 from workbench.history import History, Recorded
 from workbench.rewards import REWARDS
 
@@ -28,7 +28,7 @@ def history(half: float = 0.05, steps: int = 4, **figures: Sequence[float]) -> H
     ]
     return History(
         evaluations=tuple(Recorded(at, 10 * at, {"measures": {str(steps): row}}) for at, row in enumerate(rows)),
-        metrics={"reward": [(10 * at, value) for at, value in enumerate(figures["charm"])]},
+        metrics={"reward": [(10 * at, value) for at, value in enumerate(figures.get("charm", ()))]},
     )
 
 
@@ -138,3 +138,10 @@ def test_a_queued_run_says_what_it_waits_for() -> None:
     (verdict,) = verdicts(History(), {}, "queued")
     assert (verdict.level, verdict.title) == ("green", "Queued")
     assert "before it has ended or is paused" in verdict.sentence
+
+
+def test_the_interval_of_a_weighted_sum_holds_what_a_penalty_may_be() -> None:
+    config = CONFIG | {"rewards": [{"reward": {"name": name}, "weight": weight} for name, weight in (("a", 1.0), ("b", -1.0))]}
+    ((_, value, low, high),) = held_out_reward(history(0.1, a=(0.5,), b=(0.5,)), config)
+    assert value == pytest.approx(0)
+    assert (low, high) == pytest.approx((-0.2, 0.2))

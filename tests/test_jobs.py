@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -18,8 +19,8 @@ from workbench.events import (
     Sampled,
     Started,
 )
-from workbench.jobs import Job, Worker
-from workbench.store import Store
+from workbench.jobs import Job, Worker, one_at_a_time
+from workbench.store import Store, StoreError
 
 TOTAL = 6
 
@@ -497,3 +498,58 @@ def test_a_run_pauses_once_where_its_judge_begins_to_disagree(store):
         job.advance()
         assert not job.paused
     assert store.run(run).status == "done"
+
+
+def test_calls_that_never_end_leave_every_second_turn_to_the_runs(store, worker):
+    """Somebody who asks again as soon as he is answered, as a page does."""
+    log = []
+
+    def again():
+        log.append("call")
+        if len(log) < 10_000:
+            worker.call(again)
+
+    job = Job(store, new_run(store), toy)
+    worker.call(again)
+    worker.submit(job)
+    until_over(worker, [job])
+    assert len(log) < 10_000
+
+
+def test_a_run_that_waits_fails_alone_where_the_store_refuses(store, worker):
+    class Refusing(Store):
+        def take_wishes(self, run):
+            raise StoreError("no space")
+
+    first, second = new_run(store), new_run(store)
+    jobs = [Job(store, first, toy), Job(Refusing(store.location), second, toy)]
+    submit_together(worker, jobs)
+    until_over(worker, jobs)
+    assert [store.run(run).status for run in (first, second)] == ["done", "failed"]
+    assert worker.call(lambda: 2).result(30) == 2
+
+
+def test_a_call_that_exits_leaves_the_worker_alive(worker):
+    with pytest.raises(SystemExit):
+        worker.call(lambda: sys.exit(3)).result(30)
+    assert worker.call(lambda: 2).result(30) == 2
+
+
+def test_a_method_that_is_run_one_at_a_time_waits_for_itself_and_for_no_other_object():
+    inside, seen = [], []
+
+    class Counter:
+        @one_at_a_time
+        def count(self):
+            inside.append(self)
+            seen.append(inside.count(self))
+            time.sleep(0.02)
+            inside.remove(self)
+
+    one, other = Counter(), Counter()
+    threads = [threading.Thread(target=counter.count) for counter in (one, one, other, one)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [1, 1, 1, 1]

@@ -11,6 +11,7 @@ from workbench.config import PRESETS, change_live, configure
 from workbench.events import Changed, CheckpointReady, Controls, Event, GroupsScored, IterationDone
 from workbench.history import History
 from workbench.jobs import Worker
+from workbench.panels.runs import branch
 from workbench.store import Store
 from workbench.studio import Studio
 from workbench.train import train
@@ -93,3 +94,29 @@ def test_changes_are_told_in_words_for_the_curves(studio: Studio) -> None:
     studio.store.record(run, Changed(2, {"objective.kl_weight": 0.3}))
     history = History().extended(studio.store.events(run))
     assert history.changes_told == [(2, "objective.kl weight = 0.3")]
+
+
+def test_what_is_changed_between_two_events_of_an_iteration_is_not_lost() -> None:
+    controls, told = Controls(changes={"sampler.noise": 0.3}), []
+    for event in train(CONFIG, controls=controls):
+        if isinstance(event, Changed):
+            told.append(event)
+        if isinstance(event, CheckpointReady) and event.iteration == 1:  # wishes have been read for the next iteration by now
+            controls.changes = controls.changes | {"sampler.anchor": 0.5}
+    assert [event.changes for event in told] == [{"sampler.noise": 0.3}, {"sampler.anchor": 0.5}]
+    assert controls.changes == {}
+
+
+def test_a_branch_begins_with_what_was_changed_before_its_checkpoint(studio: Studio) -> None:
+    run = studio.store.create("train", CONFIG.model_dump(mode="json"), title="toy", origin="test")
+    for event in events({1: {"sampler.noise": 0.3}, 2: {"sampler.anchor": 0.5}}):
+        studio.store.record(run, event)
+    studio.store.set_status(run, "done")
+    found = studio.store.run(run)
+    assert [studio.settings(found, at).sampler.noise for at in (1, 2)] == [0.7, 0.3]
+    assert studio.settings(found, 2).sampler.anchor == 1.0
+    reply = branch(studio, {"run": run, "iteration": 3, "changes": "iterations = 4"})
+    while not studio.store.run(reply["run"]).over:
+        studio.worker.call(lambda: None).result(30)
+    config = studio.store.run(reply["run"]).config
+    assert (config["sampler"]["noise"], config["sampler"]["anchor"]) == (0.3, 0.5)

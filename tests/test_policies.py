@@ -78,3 +78,20 @@ def test_what_belongs_to_no_run_or_changes_one_is_refused(store: Store) -> None:
         choose(store, None, iteration=3)
     with pytest.raises(ValueError, match="leave out title"):
         choose(store, run, changes={"title": "other"})
+
+
+def test_a_checkpoint_that_was_written_again_is_read_again(store: Store) -> None:
+    run, _ = tuned(store, "full", (1,))
+    policies = Policies(store)
+    before = images(policies, run, 1)
+    ema = {name: 0.9 * value for name, value in store.load_checkpoint(run).tensors["ema"].items()}
+    store.record(run, Started(0, {}))  # resumed from before it
+    store.record(run, CheckpointReady(1, {"policy": ema, "ema": ema}, {"iteration": 1}))
+    assert not torch.equal(images(policies, run, 1), before)
+
+
+def test_a_checkpoint_without_averaged_weights_is_told(store: Store) -> None:
+    run, _ = tuned(store, "full", ())
+    store.record(run, CheckpointReady(2, {"policy": {"w": torch.zeros(1)}}, {"iteration": 2}))
+    with pytest.raises(ValueError, match="holds no averaged weights"):
+        images(Policies(store), run, 2)

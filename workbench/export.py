@@ -1,6 +1,7 @@
 """Runs as files for elsewhere: an archive that can be taken in again, and weights that other programs load."""
 
 import dataclasses
+import errno
 import json
 import lzma
 import os
@@ -128,7 +129,7 @@ def read_archive(store: Store, path: Path) -> str:
         raise ValueError(f"there is no file {path}; give the archive that an export wrote")
     hidden = store.location / f".importing-{secrets.token_hex(4)}"
     try:
-        with store.disk(store.location), zipfile.ZipFile(path) as archive:
+        with store.disk(store.location), _readable(), zipfile.ZipFile(path) as archive:
             head = _check(archive, path)
             _expect_space(archive, store.location)
             (hidden / "images").mkdir(parents=True)
@@ -243,6 +244,17 @@ def _check(archive: zipfile.ZipFile, path: Path) -> _Archived:
     except ValueError as error:
         first = str(error).splitlines()[0]
         raise ValueError(f"{path.name}: run.json is not as this program writes it: {first}") from error
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """A damaged archive may send its reader to a place before its beginning, which looks like an error of the disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise zipfile.BadZipFile("its directory is damaged") from error
+        raise
 
 
 def _expect_space(archive: zipfile.ZipFile, folder: Path) -> None:
