@@ -9,7 +9,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import pytest
 
-pytest_plugins = ["serving_page"]
+pytest_plugins = ["serving_page", "postgresql_server"]
 
 CHROMIUM_FLAGS = [
     "--headless",

@@ -48,7 +48,7 @@ OWNERS = {
     "peft": ("workbench.models",),
     "sqlalchemy": ("workbench.store", "workbench.tables", "workbench.experiments"),
     "papermill": ("workbench.experiments.papermilling",),
-    "apscheduler": ("workbench.experiments.schedules",),
+    "apscheduler": ("workbench.experiments.triggers",),
     "optuna": ("workbench.experiments.sweeps",),
     "submitit": ("workbench.experiments.executors",),
     "dask": ("workbench.experiments.executors",),

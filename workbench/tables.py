@@ -15,6 +15,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    UniqueConstraint,
     create_engine,
     event,
     inspect,
@@ -104,6 +105,36 @@ QUEUE = Table(
     sqlite_autoincrement=True,
 )
 """Runs that wait for a process to drive them, and those that one drives until their end is settled."""
+
+SCHEDULES = Table(
+    "schedules",
+    _metadata,
+    Column("id", _row_id, primary_key=True, autoincrement=True),
+    Column("name", String(80), nullable=False, unique=True),
+    Column("settings", Text, nullable=False),  # JSON
+    Column("anchor", Float(53), nullable=False),  # when it was planned, from which periods are counted
+    Column("next", Float(53)),  # when it is due; none where it is over
+    Column("paused", Text),  # why
+    Column("removed", Float(53)),
+    Index("schedules_by_next", "next"),
+    sqlite_autoincrement=True,
+)
+
+FIRINGS = Table(
+    "firings",
+    _metadata,
+    Column("id", _row_id, primary_key=True, autoincrement=True),
+    Column("schedule", ForeignKey("schedules.id"), nullable=False),
+    Column("due", Float(53), nullable=False),
+    Column("time", Float(53), nullable=False),  # when a scheduler saw to it
+    Column("state", String(20), nullable=False),
+    Column("run", String(120), index=True),  # not a reference: the firing happened, whatever becomes of its run
+    Column("reason", Text),
+    Column("missed", Integer, nullable=False),  # earlier times that it stands for
+    UniqueConstraint("schedule", "due"),
+    sqlite_autoincrement=True,
+)
+"""What became of each time at which a schedule was due; one row each, whoever was quickest."""
 
 VOTES = Table(
     "votes",
