@@ -8,7 +8,7 @@ from toy_run import PROMPTS, toy_config, toy_events, toy_images
 
 from workbench.config import configure
 from workbench.events import CheckpointReady
-from workbench.galleries import Comparison, Galleries, Side
+from workbench.galleries import Galleries, PairRequest, Side
 from workbench.pictures import data_sheet, read_sprite, write_sprite
 from workbench.policies import Policies
 from workbench.store import Store
@@ -30,8 +30,8 @@ def a_run(store: Store, **changes: object) -> str:
     return run
 
 
-def comparison(run: str, other: str = "", a: int | None = 0, b: int | None = None, **more: object) -> Comparison:
-    return Comparison(a=Side(run=run, iteration=a), b=Side(run=other or run, iteration=b), **more)
+def comparison(run: str, other: str = "", a: int | None = 0, b: int | None = None, **more: object) -> PairRequest:
+    return PairRequest(a=Side(run=run, iteration=a), b=Side(run=other or run, iteration=b), **more)
 
 
 def galleries(store: Store) -> Galleries:

@@ -206,7 +206,7 @@ def test_a_vote_goes_to_the_policy_whose_picture_was_chosen(page: Page, served: 
         expect(page.locator(".cmp-count")).not_to_have_text(count)
     given = [vote for vote in served.store.votes((served.finished, 0), (served.finished, 20)) if vote.voter == "grace"]
     assert [vote.choice for vote in given] == list(chosen.values())
-    assert {vote.choice for vote in given} == {"a", "b"}  # sides change; all six alike happens once in 40 sessions of fair coins
+    assert {vote.choice for vote in given} == {"a", "b"}  # sides change; all six alike happens once in 40 ballots of fair coins
 
 
 def test_other_prompts_are_drawn_on_request_by_the_base(page: Page, served: Served, errors: list[str]) -> None:

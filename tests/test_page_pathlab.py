@@ -82,7 +82,7 @@ def test_a_biased_kernel_is_told_apart_and_explained(lab: Page) -> None:
     expect(lab.locator(LAB + '[data-slot="why"]')).to_contain_text("wrong at any number of steps")
     assert float(fact(lab, "mass").split()[0]) < 0.45
     assert "lab" in lab.url
-    lab.locator(LAB + '[data-lab="defaults"]').click()
+    lab.locator(LAB + '[data-act="defaults"]').click()
     expect(verdict).to_contain_text("Right")
     expect(lab).to_have_url(re.compile("tab=pathlab$"))
 
@@ -96,7 +96,7 @@ def test_a_slider_sets_its_number_and_the_particles_follow(lab: Page) -> None:
     expect(lab.locator(LAB + '[data-fact="nodes"]')).to_have_text("6 of 6")
     moved = "([slot, before]) => document.querySelector(slot).toDataURL() !== before"
     lab.wait_for_function(moved, arg=[LAB + '[data-slot="plane"] canvas', before])
-    lab.locator(LAB + '[data-lab="defaults"]').click()
+    lab.locator(LAB + '[data-act="defaults"]').click()
     expect(lab.locator(LAB + '[data-fact="nodes"]')).to_have_text("5 of 5")
 
 
@@ -104,9 +104,9 @@ def test_time_runs_from_noise_to_data(lab: Page) -> None:
     scrub, when = lab.locator(LAB + '[data-slot="scrub"]'), lab.locator(LAB + '[data-slot="when"]')
     scrub.fill("0")
     expect(when).to_have_text("at t = 1.00, after step 0 of 4")
-    lab.locator(LAB + '[data-lab="play"]').click()
+    lab.locator(LAB + '[data-act="play"]').click()
     expect(when).to_have_text("at t = 0.00, after step 4 of 4")
-    expect(lab.locator(LAB + '[data-lab="play"]')).to_contain_text("Play")
+    expect(lab.locator(LAB + '[data-act="play"]')).to_contain_text("Play")
 
 
 def test_what_cannot_be_walked_is_refused_with_a_sentence(lab: Page) -> None:
@@ -118,7 +118,7 @@ def test_what_cannot_be_walked_is_refused_with_a_sentence(lab: Page) -> None:
     lab.locator(WALK + '[name="sampler.asfmc.anchor"]').fill("3")
     lab.keyboard.press("Tab")
     expect(errors).to_contain_text("sampler.anchor")
-    lab.locator(LAB + '[data-lab="defaults"]').click()
+    lab.locator(LAB + '[data-act="defaults"]').click()
     expect(errors).to_be_hidden()
 
 
@@ -149,7 +149,7 @@ def test_a_drawing_becomes_the_data_and_stays_in_the_address(page: Page, served:
     page.reload()
     expect(page.get_by_role("radio", name="Draw your own")).to_be_checked(timeout=LOADED)
     expect(page.locator(LAB + '[data-fact="p"]')).not_to_have_text("–", timeout=LOADED)
-    page.locator(LAB + '[data-lab="clear"]').click()
+    page.locator(LAB + '[data-act="clear"]').click()
     expect(page.locator(LAB + '[data-slot="empty"]')).to_be_visible()
     page.locator('[data-slot="toast"]').get_by_role("button", name="Undo").click()
     expect(page.locator(LAB + '[data-slot="empty"]')).to_be_hidden()
@@ -158,7 +158,7 @@ def test_a_drawing_becomes_the_data_and_stays_in_the_address(page: Page, served:
 def test_a_policy_follows_the_reward_and_rests_when_the_page_is_left(page: Page, served: Served, errors: list[str]) -> None:
     visit(page, served, {"lever": {"kl_weight": "0.1"}})
     expect(page.locator(LEVER + '[name="kl_weight"]')).to_have_value("0.1")
-    page.locator(LAB + '[data-lab="learn"]').click()
+    page.locator(LAB + '[data-act="learn"]').click()
     page.wait_for_function(f"{UPDATES}.replace(/\\D/g, '') > 100", timeout=LOADED)
     assert float(fact(page, "reward")) > 0.3
     expect(plotted(page, "plane_reward")).to_be_visible()
@@ -179,17 +179,17 @@ def test_a_policy_follows_the_reward_and_rests_when_the_page_is_left(page: Page,
     still = f"() => new Promise((done) => {{ const at = {UPDATES}; setTimeout(() => done(at === {UPDATES}), 700); }})"
     page.wait_for_function(still)
     page.get_by_role("link", name="Path lab").click()
-    page.locator(LAB + '[data-lab="learn"]').click()
+    page.locator(LAB + '[data-act="learn"]').click()
     expect(page.locator(LAB + '[data-fact="speed"]')).to_have_text("resting")
-    page.locator(LAB + '[data-lab="anew"]').click()
+    page.locator(LAB + '[data-act="anew"]').click()
     expect(page.locator(LAB + '[data-fact="updates"]')).to_have_text("0")
 
 
 def test_a_lever_out_of_range_is_refused_and_learning_stops(page: Page, served: Served, errors: list[str]) -> None:
     visit(page, served, {"lever": {"anchor": "7"}})
-    page.locator(LAB + '[data-lab="learn"]').click()
+    page.locator(LAB + '[data-act="learn"]').click()
     expect(page.locator(LAB + '[data-slot="refused"]')).to_contain_text("anchor = '7'")
-    expect(page.locator(LAB + '[data-lab="learn"]')).to_have_text("Start")
+    expect(page.locator(LAB + '[data-act="learn"]')).to_have_text("Start")
 
 
 def test_a_telephone_shows_everything_without_scrolling_sideways(browser: Browser, served: Served) -> None:
@@ -209,7 +209,7 @@ def studio(tmp_path: Path) -> Iterator[Studio]:
 
 
 def test_learning_goes_on_where_it_was_and_records_nothing(studio: Studio) -> None:
-    asked = {"session": "one", "data": {"name": "double_ring"}, "lever": {"x": "3", "y": "0"}, "learn": True, "charts": True}
+    asked = {"visitor": "one", "data": {"name": "double_ring"}, "lever": {"x": "3", "y": "0"}, "learn": True, "charts": True}
     first, again = pathlab.learn(studio, asked), pathlab.learn(studio, asked | {"base": True})
     assert again["updates"] > first["updates"] > 0
     assert first["base"] is None
@@ -217,12 +217,12 @@ def test_learning_goes_on_where_it_was_and_records_nothing(studio: Studio) -> No
     assert set(again["charts"]) == {"plane_reward", "plane_kl"}
     rested = pathlab.learn(studio, asked | {"learn": False})
     assert (rested["updates"], rested["particles"]) == (again["updates"], again["particles"])
-    assert pathlab.learn(studio, asked | {"session": "two", "learn": False})["updates"] == 0
+    assert pathlab.learn(studio, asked | {"visitor": "two", "learn": False})["updates"] == 0
     assert studio.runs() == []
 
 
 def test_what_cannot_be_learned_is_refused_with_a_sentence(studio: Studio) -> None:
-    asked = {"session": "one", "data": {"name": "drawn"}, "lever": {}}
+    asked = {"visitor": "one", "data": {"name": "drawn"}, "lever": {}}
     with pytest.raises(ValueError, match="nothing is drawn yet"):
         pathlab.learn(studio, asked)
     with pytest.raises(ValueError, match="noise = '5'"):

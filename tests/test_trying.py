@@ -18,7 +18,7 @@ from workbench.policies import Policies
 from workbench.rewards.shapes_dense import ShapesDense
 from workbench.rewards.shapes_exact import ShapesExact
 from workbench.store import Store
-from workbench.trying import Collection, Wanted, collect, combine, correlation, examine, ranks, summarise
+from workbench.trying import Collection, CollectRequest, collect, combine, correlation, examine, ranks, summarise
 
 PROMPTS = ("two red circles",) * 4 + ("a blue square",) * 4
 
@@ -62,7 +62,7 @@ def a_run(store: Store, until: int = 20) -> str:
 
 
 def pictures(store: Store, **wanted: object) -> Collection:
-    return collect(store, Galleries(store, Policies(store)), Wanted(**wanted))
+    return collect(store, Galleries(store, Policies(store)), CollectRequest(**wanted))
 
 
 def test_ranks_share_the_better_place_and_nan_has_none() -> None:

@@ -16,21 +16,21 @@ def a_vote(choice: str = "b", *, voter: str = "ada", seed: int = 1, swapped: boo
 
 
 def test_a_ballot_shows_every_pair_once_and_each_policy_half_the_time_on_each_side() -> None:
-    for session in range(20):
-        order = ballot(session, 24)
+    for seed in range(20):
+        order = ballot(seed, 24)
         assert sorted(index for index, _ in order) == list(range(24))
         assert sum(swapped for _, swapped in order) == 12
 
 
 def test_a_ballot_depends_on_its_session_alone() -> None:
     assert ballot(5, 24) == ballot(5, 24)
-    assert len({tuple(ballot(session, 24)) for session in range(50)}) == 50
+    assert len({tuple(ballot(seed, 24)) for seed in range(50)}) == 50
 
 
 def test_the_order_does_not_tell_the_side() -> None:
-    early = sum(swapped for session in range(400) for _, swapped in ballot(session, 8)[:1])
+    early = sum(swapped for seed in range(400) for _, swapped in ballot(seed, 8)[:1])
     assert 150 < early < 250  # five standard deviations of a fair coin
-    first = sum(dict(ballot(session, 9))[0] for session in range(400))
+    first = sum(dict(ballot(seed, 9))[0] for seed in range(400))
     assert 150 < first < 250
 
 

@@ -72,7 +72,7 @@ class History:
 
     def measure(self, steps: int | None, name: str) -> list[tuple[int, float, float, float]]:
         """Held-out figure over the evaluations: iteration, value, low, high. `steps=None` takes the one always measured."""
-        key = str(self.rollout_steps if steps is None else steps)
+        key = str(self.evaluated_steps if steps is None else steps)
         found = [(item.iteration, item.data["measures"].get(key, {}).get(name)) for item in self.evaluations]
         return [(at, m["value"], m["low"], m["high"]) for at, m in found if m is not None]
 
@@ -85,7 +85,7 @@ class History:
         ]
 
     @property
-    def rollout_steps(self) -> int:
+    def evaluated_steps(self) -> int:
         """The number of sampling steps that every evaluation reports; 0 before the first."""
         if not self.evaluations:
             return 0

@@ -272,19 +272,19 @@ class PlaneLearner:
 
 
 class PlaneLearners:
-    """The learners of the pages that are open, by session; for the worker's thread alone."""
+    """The learners of the pages that are open, by visitor; for the worker's thread alone."""
 
     def __init__(self) -> None:
         self._learners: OrderedDict[str, PlaneLearner] = OrderedDict()
 
-    def open(self, session: str, settings: PlaneSettings, lever: Lever, *, anew: bool = False) -> PlaneLearner:
-        """The session's learner with these levers; a new one where there is none, or it was made of something else."""
-        known = self._learners.get(session)
+    def open(self, visitor: str, settings: PlaneSettings, lever: Lever, *, anew: bool = False) -> PlaneLearner:
+        """The visitor's learner with these levers; a new one where there is none, or it was made of something else."""
+        known = self._learners.get(visitor)
         if known is None or anew or known.settings != settings:
-            self._learners[session] = PlaneLearner(settings, lever)
-        learner = self._learners[session]
+            self._learners[visitor] = PlaneLearner(settings, lever)
+        learner = self._learners[visitor]
         learner.lever = lever
-        self._learners.move_to_end(session)
+        self._learners.move_to_end(visitor)
         while len(self._learners) > KEPT:
             self._learners.popitem(last=False)
         return learner

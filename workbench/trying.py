@@ -25,7 +25,7 @@ MOST = 512
 """Most pictures of a collection."""
 
 
-class Wanted(Settings):
+class CollectRequest(Settings):
     """Which pictures rewards are tried on."""
 
     run: str = Field(min_length=1, max_length=120, description="id of the run that they belong to")
@@ -40,7 +40,7 @@ class Wanted(Settings):
     seed: int = Field(0, ge=0, le=2**53 - 1, description="seed of a prompt's first picture; the next have the seeds after it")
 
 
-class Tried(Settings):
+class RewardsRequest(Settings):
     """Which rewards are tried, with their settings and weights."""
 
     rewards: tuple[WeightedReward, ...] = Field(min_length=1, description="each is tried by itself, and all together by weight")
@@ -92,7 +92,7 @@ class Summary:
     quiet: float | None
 
 
-def collect(store: Store, galleries: Galleries, wanted: Wanted) -> Collection:
+def collect(store: Store, galleries: Galleries, wanted: CollectRequest) -> Collection:
     """The pictures that are wanted; for the worker's thread where a model draws them.
 
     Raises: ValueError: if the run is unknown or recorded no such pictures; says what there is instead.

@@ -27,13 +27,13 @@ class Tally:
     p: float | None = None
 
 
-def ballot(session: int, pairs: int) -> list[tuple[int, bool]]:
+def ballot(seed: int, pairs: int) -> list[tuple[int, bool]]:
     """In which order a voter sees the pairs, and whether B is then on the left.
 
-    Both are random, and the same for the same session. B is on the left in half of the pairs, so that whoever prefers a side
+    Both are random, and the same for the same seed. B is on the left in half of the pairs, so that whoever prefers a side
     prefers nobody.
     """
-    draw = np.random.default_rng(session)
+    draw = np.random.default_rng(seed)
     swapped = draw.permutation(np.arange(pairs) % 2 == draw.integers(2))
     return [(int(index), bool(swap)) for index, swap in zip(draw.permutation(pairs), swapped, strict=True)]
 

@@ -118,7 +118,8 @@ def layout() -> str:
 
 
 def _pair(studio: Studio, asked: Mapping[str, Any]) -> tuple[Gallery, Gallery]:
-    return studio.galleries.pair(validated(PairRequest, {name: asked[name] for name in PairRequest.model_fields if name in asked}))
+    wanted = {name: asked[name] for name in PairRequest.model_fields if name in asked}
+    return studio.galleries.pair(validated(PairRequest, wanted))
 
 
 def _side(studio: Studio, gallery: Gallery) -> dict[str, Any]:

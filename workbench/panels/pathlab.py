@@ -89,13 +89,13 @@ def by_steps(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def learn(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
-    """Let the session's policy learn for a moment, or only show it; it rests as soon as nobody asks."""
-    session = str(asked["session"])[:40]
+    """Let the visitor's policy learn for a moment, or only show it; it rests as soon as nobody asks."""
+    visitor = str(asked["visitor"])[:40]
     lever = validated(Lever, asked["lever"])
     settings = validated(PlaneSettings, {"data": asked["data"], **asked.get("fixed", {})})
 
     def work() -> dict[str, Any]:
-        learner = studio.planes.open(session, settings, lever, anew=bool(asked.get("anew")))
+        learner = studio.planes.open(visitor, settings, lever, anew=bool(asked.get("anew")))
         began = time.perf_counter()
         updates = learner.learn_for(SLICE_SECONDS) if asked.get("learn") else 0
         spent = time.perf_counter() - began
@@ -190,4 +190,4 @@ def _bytes(values: Tensor) -> str:
     return base64.b64encode(values.contiguous().numpy().tobytes()).decode()
 
 
-PAGE = Page("pathlab", "Path lab", layout, ("plane.js", "pathlab.js"), {"walk": follow, "by_steps": by_steps, "learn": learn})
+PAGE = Page("pathlab", "Path lab", layout, ("plane.js", "pathlab.js"), {"follow": follow, "by_steps": by_steps, "learn": learn})

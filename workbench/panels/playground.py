@@ -115,7 +115,7 @@ PAGE = Page(
     ("playground.js", "playground_grid.js"),
     {
         "form": form,
-        "draw": drawing.group,
+        "group": drawing.group,
         "walk": drawing.walk,
         "path": drawing.path,
         "plane": drawing.plane,

@@ -15,7 +15,18 @@ from workbench.panels.charts import chart_card
 from workbench.panels.page import ASSETS, Page, Parts, rounded, value
 from workbench.pictures import data_sheet
 from workbench.studio import Studio, View
-from workbench.trying import MOST, Opinion, Tried, Wanted, collect, combine, correlation, examine, ranks, summarise
+from workbench.trying import (
+    MOST,
+    CollectRequest,
+    Opinion,
+    RewardsRequest,
+    collect,
+    combine,
+    correlation,
+    examine,
+    ranks,
+    summarise,
+)
 
 _COLUMNS, _LARGEST_TILE = 16, 128
 
@@ -25,13 +36,13 @@ def settings(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
     config = config_of(studio.store.run(asked["run"]))
     judges = [judge.reward.name for judge in config.eval_rewards]
     told = {"domain": config.task.domain, "combine": config.grpo.combine, "judges": judges}
-    return {"form": form.render(Tried(rewards=config.rewards)), **told}
+    return {"form": form.render(RewardsRequest(rewards=config.rewards)), **told}
 
 
 def attempt(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
     """What every reward says of every picture."""
-    wanted = validated(Wanted, asked["pictures"])
-    tried = validated(Tried, form.read(Tried, asked["form"]))
+    wanted = validated(CollectRequest, asked["pictures"])
+    tried = validated(RewardsRequest, form.read(RewardsRequest, asked["form"]))
     task = config_of(studio.store.run(wanted.run)).task
     rewards = [weighted.reward for weighted in tried.rewards]
     for reward in rewards:
@@ -63,8 +74,8 @@ def weigh(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
     """The rewards together: their weighted sum, and the advantages that a run with these settings would train on."""
     config = parse_config(studio.store.run(asked["run"]).config)
     values = {name: [float(each) for each in known[:MOST]] for name, known in asked["values"].items()}
-    settings = config.grpo.model_copy(update={"combine": "gdpo" if asked["combine"] == "gdpo" else "sum"})
-    total, advantages = combine(values, asked["weights"], int(asked["group_size"]), settings)
+    grpo = config.grpo.model_copy(update={"combine": "gdpo" if asked["combine"] == "gdpo" else "sum"})
+    total, advantages = combine(values, asked["weights"], int(asked["group_size"]), grpo)
     places, shared = ranks(total)
     size = int(asked["group_size"])
     quiet = int((advantages.view(-1, size) == 0).all(1).sum())

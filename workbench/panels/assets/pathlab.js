@@ -4,7 +4,7 @@ window.workbench.page("pathlab", (page) => {
   const plane = wb.plane(page.slot("plane")), histogram = wb.plane(page.slot("histogram")), field = wb.plane(page.slot("field"));
   const fact = (name, text) => wb.setText(page.root.querySelector(`[data-fact="${name}"]`), text);
   const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
-  const session = Array.from(crypto.getRandomValues(new Uint32Array(4)), (part) => part.toString(16)).join("");
+  const visitor = Array.from(crypto.getRandomValues(new Uint32Array(4)), (part) => part.toString(16)).join("");
   let strokes = [], drawing = null, walked = null, opened = false, isOpen = false;
 
   // Sliders: beside every number that has a range. Some span powers of ten.
@@ -93,7 +93,7 @@ window.workbench.page("pathlab", (page) => {
 
   const walk = latest(async (outdated) => {
     if (chosenData() === "drawn" && !strokes.length) { walked = null; show(); return; }
-    const reply = await page.ask("walk", { form: values(walkForm), data: data(), holds: walked ? walked.key : "" });
+    const reply = await page.ask("follow", { form: values(walkForm), data: data(), holds: walked ? walked.key : "" });
     wb.complain(page.slot("errors"), reply.errors || []);
     if (reply.errors) return;
     const place = scrub.max > 0 ? scrub.value / scrub.max : 1;
@@ -192,7 +192,7 @@ window.workbench.page("pathlab", (page) => {
   };
 
   // Playing, from noise to data.
-  const playButton = page.root.querySelector('[data-lab="play"]');
+  const playButton = page.root.querySelector('[data-act="play"]');
   let playing = 0;
   const play = (yes) => {
     cancelAnimationFrame(playing);
@@ -239,7 +239,7 @@ window.workbench.page("pathlab", (page) => {
 
   // The policy that follows the reward.
   let running = false, learner = null, base = null, madeOf = "", pace = [], chartsAt = 0, baseOf = "";
-  const learnButton = page.root.querySelector('[data-lab="learn"]'), handle = page.slot("handle");
+  const learnButton = page.root.querySelector('[data-act="learn"]'), handle = page.slot("handle");
   const lever = () => values(leverForm);
   const centre = () => ["x", "y", "width"].map((name) => Number(leverForm.querySelector(`[name="${name}"]`).value) || 0);
   const fieldScene = () => {
@@ -264,7 +264,7 @@ window.workbench.page("pathlab", (page) => {
     madeOf = key;
     const charts = performance.now() - chartsAt > 600;
     if (charts) chartsAt = performance.now();
-    const reply = await page.ask("learn", { session, data: about, lever: lever(), base: baseOf !== key, charts, ...asked });
+    const reply = await page.ask("learn", { visitor, data: about, lever: lever(), base: baseOf !== key, charts, ...asked });
     if (reply.errors) return reply;
     if (JSON.stringify(data()) !== key) return reply; // an answer about other data
     learner = wb.unpack.points(reply.particles);
@@ -336,8 +336,8 @@ window.workbench.page("pathlab", (page) => {
     anew: async () => { reset(); wb.charts.clear({ root: page.slot("lever").closest(".lab-grid") }); for (const name of ["reward", "kl", "silent"]) fact(name, "–"); await learn({ anew: true }); },
   };
   page.root.addEventListener("click", (event) => {
-    const button = event.target.closest("[data-lab]");
-    if (button) acts[button.dataset.lab]();
+    const button = event.target.closest("[data-act]");
+    if (button) acts[button.dataset.act]();
   });
   for (const form of [walkForm, leverForm]) form.addEventListener("submit", (event) => event.preventDefault());
   walkForm.addEventListener("change", () => { chosen(walkForm); remember(); walk(); });

@@ -119,7 +119,7 @@ window.workbench.page("train", (page) => {
 
   page.slot("knob-fields").addEventListener("change", async (event) => {
     if (!event.target.name) return;
-    const reply = await page.ask("change", { run: wb.address.get("run"), changes: { [event.target.name]: event.target.value } });
+    const reply = await page.ask("turn", { run: wb.address.get("run"), changes: { [event.target.name]: event.target.value } });
     wb.complain(page.slot("knob-errors"), reply.errors || []);
     if (!reply.errors) wb.toast(`${wb.words(event.target.name)} = ${event.target.value} from the next iteration on`);
   });
