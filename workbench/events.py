@@ -1,9 +1,10 @@
 """Frozen records of what a run reports. Their tensors are detached, on the CPU and small: previews, never latents."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor  # not loaded: a process that only watches runs needs none of it
 
 Level = Literal["green", "amber", "red"]
 
@@ -45,7 +46,7 @@ class PreflightDone:
 class Preview:
     """Images worth keeping, uint8 [n, 3, H, W], in the order of whatever lists accompany them."""
 
-    images: Tensor
+    images: "Tensor"
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class CheckpointReady:
     """
 
     iteration: int
-    tensors: dict[str, dict[str, Tensor]]
+    tensors: "dict[str, dict[str, Tensor]]"
     state: dict[str, Any]
 
 
@@ -137,13 +138,31 @@ class Changed:
 
 
 @dataclass(frozen=True)
+class Reported:
+    """Numbers that a notebook reports of its own accord, by name; the last ones are its result."""
+
+    iteration: int  # of the training they belong to; 0 where there was none
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Finished:
     iteration: int
     summary: dict[str, Any]
 
 
 Event = (
-    Progress | Started | PreflightDone | GroupsScored | IterationDone | Evaluated | Sampled | Changed | CheckpointReady | Finished
+    Progress
+    | Started
+    | PreflightDone
+    | GroupsScored
+    | IterationDone
+    | Evaluated
+    | Sampled
+    | Changed
+    | CheckpointReady
+    | Reported
+    | Finished
 )
 
 

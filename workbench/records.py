@@ -152,6 +152,8 @@ def numbers_of(kind: str, data: dict[str, Any]) -> dict[str, float]:
     """What an event of this kind adds to the curves of its run, by name."""
     if kind == "IterationDone":
         return {"seconds": data["seconds"], **data["metrics"]}
+    if kind == "Reported":
+        return dict(data["metrics"])
     held_out = {
         f"held_out/{name}@{steps}": each["value"] for steps, by_name in data["measures"].items() for name, each in by_name.items()
     }

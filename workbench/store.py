@@ -93,7 +93,7 @@ class Store:
             along: writes what must be recorded with the run or not at all, in its transaction; what it raises undoes the run.
         """
         task = config.get("task")
-        name = task.get("name", kind) if isinstance(task, dict) else task or kind
+        name = task.get("name", kind) if isinstance(task, dict) else task or config.get("notebook", kind)
         with self.disk(self.location):
             run = self._claim_directory(re.sub(r"[^a-z0-9_]+", "-", str(name).lower()).strip("-") or "run")
             (self.location / run / "images").mkdir()
@@ -353,9 +353,11 @@ class Store:
                 raise ValueError(f"run {run} is {found.status} and does not wait to be begun")
             host, pid, started = this_process()
             values = {"host": host, "pid": pid, "process_started": started, "updated": time.time()}
-            values |= {"status": "queued", "error": None, "wanted": "run"}
+            stopping = fresh and row.wanted == "stop"  # asked for while its process was on the way
+            values |= {"status": "queued", "error": None, "wanted": "stop" if stopping else "run"}
             connection.execute(update(RUNS).where(RUNS.c.id == run).values(values))
-            connection.execute(delete(WISHES).where(WISHES.c.run == run))
+            if not stopping:
+                connection.execute(delete(WISHES).where(WISHES.c.run == run))
 
     def set_status(self, run: str, status: str, error: str | None = None) -> None:
         """What the driver says of its run. A status with an error, and every final one, lets go of it."""

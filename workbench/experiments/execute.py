@@ -1,15 +1,19 @@
-"""Drives a queued run in the process that was begun for it, whatever its kind."""
+"""Drives a queued run in the process that was begun for it, whatever its kind.
+
+What trains is loaded only where something is trained: a notebook's supervisor has to begin at once.
+"""
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from workbench.config import parse_config
 from workbench.events import CheckpointReady, Controls, Event
 from workbench.experiments.queue import Entry, Queue
-from workbench.jobs import Job, Start
 from workbench.records import Run
 from workbench.store import Store
+
+if TYPE_CHECKING:
+    from workbench.jobs import Start
 
 
 def execute(store: Store, run: str, interrupted: Callable[[], bool] = lambda: False) -> Run:
@@ -31,6 +35,8 @@ def execute(store: Store, run: str, interrupted: Callable[[], bool] = lambda: Fa
 
 
 def _drive(store: Store, run: Run, entry: Entry, interrupted: Callable[[], bool]) -> None:
+    from workbench.jobs import Job
+
     last = store.load_checkpoint(run.id) if store.checkpoints(run.id) else None  # an attempt goes on where the one before ended
     job = Job(store, run.id, loop(run.kind, run.config), resume=last, fresh=True)
     deadline = time.monotonic() + entry.timeout if entry.timeout else None
@@ -46,12 +52,14 @@ def _drive(store: Store, run: Run, entry: Entry, interrupted: Callable[[], bool]
         store.set_status(run.id, "failed", f"it took longer than {entry.timeout:g} s; it can be resumed from its last checkpoint")
 
 
-def loop(kind: str, config: dict[str, Any]) -> Start:
+def loop(kind: str, config: dict[str, Any]) -> "Start":
     """What yields the events of a run of this kind; the loops are loaded when they are needed.
 
     Raises: ValueError: if the settings are not valid.
     """
     if kind == "train":
+        from workbench.config import parse_config
+
         settings = parse_config(config)
 
         def begin_training(resume: CheckpointReady | None, controls: Controls) -> Iterator[Event]:
