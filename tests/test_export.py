@@ -13,13 +13,14 @@ from toy_run import PROMPTS, toy_config, toy_events
 
 from workbench import export
 from workbench.__main__ import main
+from workbench.checkpoints import CheckpointError
 from workbench.config import RunConfig, configure, parse_config
 from workbench.evaluate import load_policy
 from workbench.events import CheckpointReady
 from workbench.example import TAG, welcome
 from workbench.export import read_archive, write_archive, write_weights
 from workbench.models.policy import Policy
-from workbench.store import CheckpointError, Store, StoreError
+from workbench.store import Store, StoreError
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from sqlalchemy import update
 
-from workbench.checkpoints import list_checkpoints
+from workbench.checkpoints import CheckpointError, list_checkpoints
 from workbench.events import (
     Check,
     CheckpointReady,
@@ -31,7 +31,7 @@ from workbench.events import (
     Started,
 )
 from workbench.pictures import choose_to_drop
-from workbench.store import CheckpointError, Store, StoreError
+from workbench.store import Store, StoreError
 from workbench.tables import RUNS
 
 CHILD = """
@@ -562,7 +562,7 @@ def test_a_full_disk_is_reported_and_earlier_events_stay(store):
     code = """
 import resource
 store.save_checkpoint(sys.argv[2], checkpoint(1))
-resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, resource.RLIM_INFINITY))
 try:
     store.save_checkpoint(sys.argv[2], checkpoint(2, 200_000))
 except StoreError as error:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from scipy.stats import beta
 
-from workbench.store import Store, Vote
+from workbench.records import Vote
+from workbench.store import Store
 from workbench.votes import Tally, ballot, tally
 
 

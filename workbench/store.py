@@ -16,15 +16,12 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError
 
 from workbench import checkpoints
-from workbench.checkpoints import CheckpointError
 from workbench.events import CheckpointReady, Event, GroupsScored, IterationDone, Preview, Progress, Started
 from workbench.exact_json import fields_of, from_json, to_json
 from workbench.masking import masked
 from workbench.processes import this_process
 from workbench.records import DRIVEN, Row, Run, Vote, Wish, numbers_of, picture_of, read_row, read_run
 from workbench.tables import BUSY_SECONDS, EVENTS, QUEUE, RUNS, VOTES, WISHES, open_database
-
-__all__ = ["WISHABLE", "CheckpointError", "Row", "Run", "Store", "StoreError", "Vote"]
 
 WISHABLE = ("run", "pause", "stop", "save", "sample", "change")
 

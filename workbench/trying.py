@@ -19,7 +19,8 @@ from workbench.galleries import Galleries, Gallery, Sample, config_of
 from workbench.grpo import gdpo_advantages, group_advantages
 from workbench.pictures import read_sprite
 from workbench.recipes import RECIPES
-from workbench.store import Run, Store
+from workbench.records import Run
+from workbench.store import Store
 
 MOST = 512
 """Most pictures of a collection."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.benchmarks.serving import CHROMIUM_FLAGS, chromium, serving
 from workbench.config import configure
-from workbench.store import Row, Store
+from workbench.records import Row
+from workbench.store import Store
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -10,7 +10,8 @@ from workbench.cli.options import BadArguments, Json, Runs, StoreUrl, bad_argume
 from workbench.cli.screen import show, show_json
 
 if TYPE_CHECKING:
-    from workbench.store import Run, Store
+    from workbench.records import Run
+    from workbench.store import Store
 
 _COLOURS = {"running": "cyan", "done": "green", "failed": "red", "crashed": "red", "paused": "yellow", "stopped": "yellow"}
 

@@ -11,9 +11,9 @@ from workbench.config import PRESETS, configure, parse_config, validated
 from workbench.panels import drawing
 from workbench.panels.page import ASSETS, Page, Parts, value
 from workbench.png import read_made, request_of
+from workbench.records import Run
 from workbench.samplers import SAMPLERS
 from workbench.sampling import DrawRequest, fitting_samplers
-from workbench.store import Run
 from workbench.studio import Studio
 
 SUGGESTED, WORDS = 160, 48

@@ -13,8 +13,8 @@ from workbench.figures.overlay import Curve, overlay
 from workbench.health import held_out_reward, rollout_steps
 from workbench.panels.charts import chart_card
 from workbench.panels.page import ASSETS, Page, Parts, sprite, value
+from workbench.records import Run
 from workbench.report import write_report
-from workbench.store import Run
 from workbench.studio import Studio, View
 
 MOST_CHOSEN = 12

@@ -9,7 +9,8 @@ from typing import Any
 import gradio as gr
 
 from workbench.panels.page import ASSETS, Page, Parts, value
-from workbench.store import Run, StoreError
+from workbench.records import Run
+from workbench.store import StoreError
 from workbench.studio import Studio
 
 TICK_SECONDS = 0.5
