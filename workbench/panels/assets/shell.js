@@ -183,6 +183,7 @@ window.workbench = (() => {
     }
     wb.charts.bind();
     go(address.get("tab"), {}, false);
+    root.inert = false; // a click on what is not bound yet would be lost
   };
 
   return Object.assign(wb, {
