@@ -49,7 +49,7 @@ OWNERS = {
     "sqlalchemy": ("workbench.store", "workbench.tables", "workbench.experiments"),
     "papermill": ("workbench.experiments.papermilling",),
     "apscheduler": ("workbench.experiments.triggers",),
-    "optuna": ("workbench.experiments.sweeps",),
+    "optuna": ("workbench.experiments.search",),
     "submitit": ("workbench.experiments.executors",),
     "dask": ("workbench.experiments.executors",),
     "distributed": ("workbench.experiments.executors",),
