@@ -37,9 +37,13 @@ class Made:
     """A process that ends when it is told to."""
 
     said: str | None = None
+    cancelled = False
 
     def ended(self):
         return self.said
+
+    def cancel(self):
+        self.cancelled = True
 
 
 class Recording:
@@ -124,6 +128,21 @@ def test_a_run_that_is_stopped_or_deleted_while_it_waits_is_never_begun(store):
     dispatcher.tick()
     assert store.run(stopped).status == "stopped"
     assert executor.begun == [(restored, None)]
+
+
+def test_a_run_that_is_stopped_after_it_was_handed_to_an_executor_is_taken_back(store):
+    run, begun = queued(store), queued(store)
+    dispatcher = Dispatcher(store, {"local": Recording()}, slots=2)
+    dispatcher.tick()
+    jobs = dict(dispatcher._started)
+    store.claim(begun, fresh=True)
+    for each in (run, begun):
+        store.wish(each, "stop")
+    assert [end.id for end in dispatcher.tick()] == [run]
+    assert [jobs[each].cancelled for each in (run, begun)] == [True, False]
+    assert [store.run(each).status for each in (run, begun)] == ["stopped", "queued"]
+    with pytest.raises(ValueError, match="does not wait"):
+        store.claim(run, fresh=True)
 
 
 def test_a_process_that_ends_before_it_begins_its_run_fails_it_with_its_last_words(store):

@@ -1,7 +1,9 @@
 """Drives one run in the main thread: a job's events to the screen, and Ctrl-C to a clean stop."""
 
+import select
 import shlex
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -28,6 +30,9 @@ class Interrupts:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
+        self._woken, self._waker = socket.socketpair()
+        self._waker.setblocking(False)
+        self._woken_before = signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._handle)
         return self
@@ -35,6 +40,13 @@ class Interrupts:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._woken_before)
+        self._woken.close()
+        self._waker.close()
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass; ends early once asked."""
+        select.select([self._woken], [], [], 0.0 if self.asked else seconds)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.asked:

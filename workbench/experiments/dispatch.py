@@ -39,6 +39,9 @@ class Dispatcher:
 
     def tick(self) -> list[Run]:
         """One round; returns the runs that it found finished."""
+        for run in self.queue.withdraw():
+            if run in self._started:  # it may wait for hours in a cluster's own queue, or be about to begin here
+                self._started.pop(run).cancel()
         self._give_up_on_those_that_never_began()
         settled = self.queue.settle()
         while entry := self.queue.take(self._executors, self._slots, self._devices, self._only):

@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
 
 from workbench.processes import is_alive, this_process
 from workbench.records import Run, read_run
@@ -93,10 +93,23 @@ class Queue:
                 return None
         return self.entry(found.run)
 
+    def withdraw(self) -> list[str]:
+        """End the runs that somebody stopped or deleted before anything had begun them; returns their ids."""
+        given_up = (RUNS.c.wanted == "stop") | RUNS.c.deleted.is_not(None)
+        waits = (RUNS.c.status == "queued") & RUNS.c.pid.is_(None) & given_up
+        found = self._store.read(select(RUNS.c.id).join(QUEUE, QUEUE.c.run == RUNS.c.id).where(waits))
+        return [row.id for row in found if self._stop_if(row.id, waits)]
+
+    def _stop_if(self, run: str, waits: ColumnElement[bool]) -> bool:
+        """Whether it still waited: a process that claims it from now on is refused."""
+        with self._store.writing() as connection:
+            values = {"status": "stopped", "updated": time.time()}
+            return bool(connection.execute(update(RUNS).where(RUNS.c.id == run, waits).values(values)).rowcount)
+
     def settle(self) -> list[Run]:
         """Close the entries of runs that are over: one that failed or crashed with attempts left is queued again, after a while.
 
-        A run that somebody stopped while it waited ends here. Returns: the runs that are finished with.
+        Returns: the runs that are finished with.
         """
         settled = []
         rows = self._store.read(select(RUNS).join(QUEUE, QUEUE.c.run == RUNS.c.id).order_by(QUEUE.c.id))
@@ -105,10 +118,6 @@ class Queue:
             entry = entries.get(run.id)
             if entry is None:  # another dispatcher has just closed it
                 continue
-            given_up = run.wanted == "stop" or run.deleted is not None
-            if given_up and run.status == "queued" and entry.taken is None:
-                self._store.set_status(run.id, "stopped")
-                run = replace(run, status="stopped")
             if not run.over:
                 continue
             again = run.status in ("failed", "crashed") and entry.attempt <= entry.retries and run.wanted != "stop"

@@ -72,6 +72,15 @@ class At(Settings):
 Trigger = Annotated[Cron | Every | At, Field(discriminator="name")]
 
 
+def told(trigger: Trigger) -> str:
+    """A trigger in a few words."""
+    if isinstance(trigger, Cron):
+        return trigger.line
+    if isinstance(trigger, At):
+        return f"once, {trigger.moment}"
+    return f"every {trigger.amount} {trigger.unit}" if trigger.amount > 1 else f"every {trigger.unit.removesuffix('s')}"
+
+
 def check_timezone(name: str) -> str:
     """The name of a time zone, if there is one. Raises: ValueError: names those that are spelt alike."""
     known = available_timezones()
