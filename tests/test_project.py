@@ -59,7 +59,7 @@ OWNERS = {
 
 LAYERS = (
     {"flow"},
-    {"contracts", "grpo", "events", "optim"},
+    {"contracts", "grpo", "events", "optim", "newest"},
     {"samplers", "rewards", "models", "tasks", "lab", "energy"},
     {"rollout", "lesson"},
     {"objectives"},
@@ -117,6 +117,7 @@ QUIET = {
     "pathlab",
     "retrace",
     "plane",
+    "newest",
     "examiner",
     "learner",
     "update",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from workbench.config import RunConfig, Settings, parse_config
+from workbench.newest import newest
 from workbench.pictures import read_sprite
 from workbench.policies import Policies
 from workbench.records import Run
@@ -115,7 +116,7 @@ class Galleries:
         key = (gallery.run.id, gallery.iteration, stamp, gallery.sample)
         if key not in self._drawn:
             self._drawn[key] = self._draw(gallery)
-        return _newest(self._drawn, key)
+        return newest(self._drawn, key, KEPT)
 
     def score(self, images: "Tensor", prompts: Sequence[str], config: RunConfig) -> dict[str, "Tensor"]:
         """What a run's rewards say of pictures, uint8 [N, 3, H, W]: each by name, and their weighted sum as "reward"; [N].
@@ -129,7 +130,7 @@ class Galleries:
         key = repr(config.rewards)
         if key not in self._rewards:
             self._rewards[key] = Rewards(config.rewards, torch.device("cpu"))
-        rewards = _newest(self._rewards, key)
+        rewards = newest(self._rewards, key, KEPT)
         parts = rewards.score(images.float() / 255, prompts)
         return {"reward": rewards.total(parts), **parts}
 
@@ -183,11 +184,3 @@ def config_of(run: Run) -> RunConfig:
 
 def _matching(known: Sequence[Gallery], iteration: int, sample: Sample) -> Gallery | None:
     return next((gallery for gallery in known if gallery.iteration == iteration and gallery.sample == sample), None)
-
-
-def _newest(kept: OrderedDict[Any, Any], key: Any) -> Any:
-    """The entry of this key, which is now the newest; the oldest beyond KEPT are let go."""
-    kept.move_to_end(key)
-    while len(kept) > KEPT:
-        kept.popitem(last=False)
-    return kept[key]

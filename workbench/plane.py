@@ -24,6 +24,7 @@ from workbench.grpo import constant_groups, group_advantages
 from workbench.lab import exact_flow_map
 from workbench.lesson import Lesson
 from workbench.models.policy import Policy
+from workbench.newest import newest
 from workbench.objectives.grpo import GRPOObjective
 from workbench.optim import AveragedWeights, set_learning_rate
 from workbench.pathlab import VIEW, Data, distribution
@@ -109,9 +110,7 @@ class Remembered:
         key = (t, s, x.numpy().tobytes())
         if key not in self.jumps:
             self.jumps[key] = self.flow_map(x, t, s)
-            if len(self.jumps) > 8:
-                self.jumps.popitem(last=False)
-        return self.jumps[key]
+        return newest(self.jumps, key, 8)
 
     def velocity(self, x: Tensor, t: float) -> Tensor:
         return self.flow_map.velocity(x, t)
@@ -282,11 +281,8 @@ class PlaneLearners:
         known = self._learners.get(visitor)
         if known is None or anew or known.settings != settings:
             self._learners[visitor] = PlaneLearner(settings, lever)
-        learner = self._learners[visitor]
+        learner = newest(self._learners, visitor, KEPT)
         learner.lever = lever
-        self._learners.move_to_end(visitor)
-        while len(self._learners) > KEPT:
-            self._learners.popitem(last=False)
         return learner
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.config import RunConfig, configure, parse_config
 from workbench.events import CheckpointReady
+from workbench.newest import newest
 from workbench.store import Store
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class Policies:
             assert chosen.checkpoint is not None
             averaged = {name: tensors for name, tensors in chosen.checkpoint.tensors.items() if name == "ema"}
             self._checkpoints[key] = replace(chosen, checkpoint=replace(chosen.checkpoint, tensors=averaged))
-        return _newest(self._checkpoints, key, CHECKPOINTS)
+        return newest(self._checkpoints, key, CHECKPOINTS)
 
     @contextmanager
     def generator(self, chosen: Chosen, scale: float = 1.0) -> "Iterator[Generator]":
@@ -125,7 +126,7 @@ class Policies:
         key = config.model.model_dump_json() + config.adapter.model_dump_json()
         if key not in self._networks:
             self._networks[key] = load_policy(config, None, choose_device(config.compute.device))
-        policy = _newest(self._networks, key, NETWORKS)
+        policy = newest(self._networks, key, NETWORKS)
         with torch.no_grad():
             if chosen.checkpoint is None:
                 with policy.reference() as base:
@@ -135,11 +136,3 @@ class Policies:
                 raise ValueError(f"the checkpoint of {chosen.title} holds no averaged weights, so it draws nothing")
             policy.load(chosen.checkpoint.tensors["ema"], scale)
             yield policy.generator
-
-
-def _newest(kept: OrderedDict[Any, Any], key: Any, most: int) -> Any:
-    """The entry of this key, which is now the newest; the oldest beyond `most` are let go."""
-    kept.move_to_end(key)
-    while len(kept) > most:
-        kept.popitem(last=False)
-    return kept[key]

@@ -14,6 +14,7 @@ from workbench.experiments.execute import loop
 from workbench.galleries import Galleries
 from workbench.history import History, Recorded
 from workbench.jobs import Job, Start, Worker, one_at_a_time
+from workbench.newest import newest
 from workbench.plane import PlaneLearners
 from workbench.policies import Policies
 from workbench.records import Run, permitted
@@ -202,10 +203,7 @@ class Studio:
                 changed={**known.changed, "groups": last},
             )
         self._histories[run] = known
-        self._histories.move_to_end(run)
-        while len(self._histories) > WATCHED:
-            self._histories.popitem(last=False)
-        return known
+        return newest(self._histories, run, WATCHED)
 
 
 def _beside_the_page(kind: str, config: dict[str, Any]) -> Start:
