@@ -88,6 +88,7 @@ LAYERS = (
         "example",
         "masking",
         "provenance",
+        "replay",
     },
     {"experiments"},
     {"figures", "studio", "report"},

@@ -37,7 +37,8 @@ LARGEST_HEAD = 16 * 2**20
 
 _FORMAT = "flow-map-workbench run"
 _MEMBER = re.compile(
-    r"run\.json|events\.jsonl|error\.txt|[\w-]+\.safetensors|images/[\w.-]+\.webp"
+    r"run\.json|events\.jsonl|error\.txt|provenance\.json|changes(?:-\d+)?\.patch|replay\.json|(?:source|notebook)\.ipynb"
+    r"|[\w-]+\.safetensors|images/[\w.-]+\.webp"
     r"|checkpoints/\d{6,}/(?:state\.json|[\w-]+\.safetensors)"
 )
 _EVENTS = {

@@ -17,6 +17,7 @@ from workbench.health import parted
 from workbench.history import History
 from workbench.provenance import record_provenance
 from workbench.records import Wish
+from workbench.replay import replayed
 from workbench.store import Store, StoreError
 
 T = TypeVar("T")
@@ -131,7 +132,7 @@ class Job:
     def _take(self) -> Event | None:
         if self._events is None:
             self._say("running")
-            self._events = self._start(self._resume, self._controls)
+            self._events = replayed(self._store, self.run, self._start)(self._resume, self._controls)
             record_provenance(self._store, self.run, iteration=self._resume.iteration if self._resume else 0)
             self._resume = None
         event = next(self._events, None)

@@ -35,8 +35,11 @@ LARGEST_PATCH = 4 * 2**20
 """Bytes of uncommitted changes that are kept; more are told by their digest alone, since half a patch cannot be applied."""
 
 _FORMAT = "flow-map-workbench provenance"
-_SOURCE = Path(workbench.__file__).parent.parent
+SOURCE = Path(workbench.__file__).parent.parent
+"""The folder that the package lies in, the root of its repository where there is one."""
+
 _GIT_SECONDS = 5.0
+_PREFIXES = ("--src-prefix=a/", "--dst-prefix=b/")  # whatever the user's own settings say, so that it can be applied
 _MOST_UNTRACKED, _LARGEST_UNTRACKED = 200, 64 * 2**20
 _WHOLE = 2 * 2**30  # bytes of a weight file that are read to its end
 _ENDS = 64 * 2**20  # of a larger one: this much of its beginning, and of its end
@@ -128,7 +131,7 @@ def collect(config: Mapping[str, Any], command: str, *, kind: str = "train", ite
         process=masked(shlex.join(sys.argv)),
         version=workbench.__version__,
         store=store,
-        code=code_of(_SOURCE),
+        code=code_of(SOURCE),
         machine=_machine(config),
         packages=packages(),
         weights=tuple(_weights(extensions, notes)),
@@ -220,12 +223,12 @@ def summary(told: Provenance) -> list[tuple[str, str]]:
 def code_of(folder: Path) -> Code:
     """The repository that tracks the package in this folder, as it is at the first call."""
     try:
-        top = Path(_git(folder, "rev-parse", "--show-toplevel").decode().strip())
-        if not _git(folder, "ls-files", "--", "workbench/__init__.py"):
+        top = Path(git(folder, "rev-parse", "--show-toplevel").decode().strip())
+        if not git(folder, "ls-files", "--", "workbench/__init__.py"):
             return Code(note="the package is installed, not part of a git repository; its version is all that is known of it")
-        commit, branch = _git(top, "rev-parse", "HEAD", "--abbrev-ref", "HEAD").decode().split()
-        changes = _git(top, "diff", "--binary", "--full-index", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD")
-        others = _git(top, "ls-files", "-z", "--others", "--exclude-standard").decode(errors="replace").split("\0")[:-1]
+        commit, branch = git(top, "rev-parse", "HEAD", "--abbrev-ref", "HEAD").decode().split()
+        changes = git(top, "diff", "--binary", "--full-index", "--no-ext-diff", "--no-textconv", "--no-color", *_PREFIXES, "HEAD")
+        others = git(top, "ls-files", "-z", "--others", "--exclude-standard").decode(errors="replace").split("\0")[:-1]
     except FileNotFoundError:
         return Code(note="git is not installed, so the commit is not known")
     except subprocess.TimeoutExpired:
@@ -252,12 +255,12 @@ def code_of(folder: Path) -> Code:
     )
 
 
-def _git(folder: Path, *arguments: str) -> bytes:
-    """What git prints. Raises: OSError, subprocess.SubprocessError."""
+def git(folder: Path, *arguments: str, seconds: float = _GIT_SECONDS) -> bytes:
+    """What git prints. Raises: OSError or subprocess.SubprocessError: if there is no git, it fails, or takes too long."""
     command = ["git", "-c", "core.quotepath=off", "-c", "core.fsmonitor=false", *arguments]
     environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
     made = subprocess.run(
-        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=_GIT_SECONDS, check=True
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=True
     )
     return made.stdout
 
@@ -352,7 +355,8 @@ def _parts(kind: str, config: Mapping[str, Any], notes: list[str]) -> "tuple[Any
             from workbench.config import parse_config
 
             settings = parse_config(config)
-            loaded: list[Any] = [settings.model, *(each.reward for each in (*settings.rewards, *settings.eval_rewards))]
+            trained, judging = (each.reward for each in settings.rewards), (each.reward for each in settings.eval_rewards)
+            loaded: list[Any] = [settings.model, *trained, *judging]
             return settings.task, [(extension.name, extension) for extension in loaded]
         if kind == "pretrain":
             from workbench.models.embedded import shipped_weights

@@ -2,11 +2,13 @@ from collections.abc import Callable
 
 from workbench.cli.bench import bench
 from workbench.cli.control import control
+from workbench.cli.diff import diff
 from workbench.cli.doctor import doctor
 from workbench.cli.evaluate import evaluate
 from workbench.cli.execute import execute
 from workbench.cli.export import export
 from workbench.cli.pretrain import pretrain
+from workbench.cli.reproduce import reproduce
 from workbench.cli.runs import runs_of_the_record
 from workbench.cli.sample import sample
 from workbench.cli.train import train
@@ -18,6 +20,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "pretrain": pretrain,
     "runs": runs_of_the_record,
     "execute": execute,
+    "reproduce": reproduce,
+    "diff": diff,
     "export": export,
     "control": control,
     "bench": bench,
