@@ -8,9 +8,10 @@ import time
 import pytest
 from toy_run import SMALL, toy_config
 
-from workbench.experiments import executors
+from workbench.experiments import clusters
+from workbench.experiments.clusters import Dask, Slurm, read_lane
 from workbench.experiments.dispatch import Dispatcher
-from workbench.experiments.executors import LOG, Dask, Local, Slurm, environment, read_lane
+from workbench.experiments.executors import LOG, Local, environment
 from workbench.experiments.work import Work, submit
 from workbench.store import Store
 
@@ -158,7 +159,7 @@ def test_dask_runs_the_command_tells_how_it_ended_and_takes_back_what_waits(stor
 
 def test_a_dask_cluster_that_is_not_there_fails_the_run(store, monkeypatch):
     pytest.importorskip("distributed")
-    monkeypatch.setattr(executors, "_REACH_SECONDS", 0.5)
+    monkeypatch.setattr(clusters, "_REACH_SECONDS", 0.5)
     run = queued(store, "dask")
     Dispatcher(store, {"dask": Dask(address="tcp://127.0.0.1:9")}).tick()
     assert "no process could be begun for it" in store.run(run).error

@@ -50,9 +50,9 @@ OWNERS = {
     "papermill": ("workbench.experiments.papermilling",),
     "apscheduler": ("workbench.experiments.triggers",),
     "optuna": ("workbench.experiments.search",),
-    "submitit": ("workbench.experiments.executors",),
-    "dask": ("workbench.experiments.executors",),
-    "distributed": ("workbench.experiments.executors",),
+    "submitit": ("workbench.experiments.clusters",),
+    "dask": ("workbench.experiments.clusters",),
+    "distributed": ("workbench.experiments.clusters",),
     "typer": ("app", "workbench.cli", "workbench.__main__"),
 }
 """A library and the only modules that may import it."""
@@ -77,6 +77,7 @@ LAYERS = (
         "checkpoints",
         "tables",
         "exact_json",
+        "whole_file",
         "processes",
         "policies",
         "galleries",
