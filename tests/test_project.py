@@ -32,7 +32,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LARGEST_FILE = 8 * 2**20  # bytes
 
 OWNERS = {
-    "threading": ("workbench.jobs",),
+    "threading": ("workbench.jobs", "workbench.experiments.papermilling"),
     "concurrent": (  # pages only hand futures on
         "workbench.jobs",
         "workbench.scoring",
@@ -92,7 +92,7 @@ LAYERS = (
         "replay",
     },
     {"experiments"},
-    {"figures", "studio", "report"},
+    {"figures", "studio", "report", "experiment"},
     {"panels"},
     {"benchmarks"},
     {"cli", "__main__"},

@@ -25,9 +25,9 @@ def build(studio: Studio, pages: Sequence[Page]) -> None:
     """Lay out the pages, bind the timer, end."""
     known = {page.name: page for page in pages}
 
-    def tick(asked: str) -> Any:
-        news = update(studio, known, json.loads(asked)) if asked else None
-        return gr.skip() if news is None else news
+    def tick(asked: str) -> dict[str, Any]:
+        # not gr.skip(): it makes a component anew each time, and a session keeps them all
+        return (update(studio, known, json.loads(asked)) if asked else None) or {}
 
     def ask(question: dict[str, Any]) -> dict[str, Any]:
         return answer(studio, known, question)
