@@ -240,7 +240,7 @@ def test_a_run_that_ended_badly_is_never_called_healthy(status: str, title: str)
 
 def test_groups_without_spread_are_counted_and_told() -> None:
     groups = Recorded(1, 1, {"group_size": 2, "advantages": [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, -1.0]})
-    assert quiet_groups(groups) == 0.8
+    assert quiet_groups(groups.data["advantages"], 2) == 4
     assert "Little to learn from" in verdict_titles(History(groups=groups))
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import errno
 import json
 import lzma
-import os
 import re
 import secrets
 import shutil
@@ -27,6 +26,7 @@ from workbench.exact_json import fields_of, from_json, to_json
 from workbench.models.embedded import EmbeddedModel, shipped_weights
 from workbench.records import OVER, Row, Run
 from workbench.store import Store
+from workbench.whole_file import whole_file
 
 LARGEST = 16 * 2**30
 """Most bytes that an archive may unpack to."""
@@ -106,7 +106,7 @@ def write_archive(store: Store, run: str, path: Path | None = None) -> Path:
     head = {"format": _FORMAT, "version": 1} | {
         name: value for name, value in fields_of(found).items() if name not in ("host", "pid")
     }
-    with store.disk(path.parent), _complete(path) as hidden, zipfile.ZipFile(hidden, "w", zipfile.ZIP_LZMA) as archive:
+    with store.disk(path.parent), whole_file(path) as hidden, zipfile.ZipFile(hidden, "w", zipfile.ZIP_LZMA) as archive:
         archive.writestr("run.json", to_json(head, indent=1))
         with archive.open("events.jsonl", "w") as lines:
             for row in store.events(found.id):
@@ -169,7 +169,7 @@ def write_weights(store: Store, run: str, iteration: int | None = None) -> Path:
             if config.adapter.kind == "lora":
                 return _write_adapter(stem.with_name(f"{stem.name}-lora.zip"), checkpoint.tensors["ema"], config, made)
             path = stem.with_name(f"{stem.name}.safetensors")
-            with _complete(path) as hidden:
+            with whole_file(path) as hidden:
                 tensors = {f"network.{name}": value.contiguous() for name, value in checkpoint.tensors["ema"].items()}
                 save_file(_beside(config) | tensors, hidden, {"workbench": json.dumps(made)})
             return path
@@ -196,7 +196,7 @@ def _write_adapter(path: Path, tensors: dict[str, Any], config: RunConfig, made:
     weights = path.with_name(f".{path.stem}.safetensors")
     try:
         save_file(plain, weights, {"format": "pt", "workbench": json.dumps(made)})
-        with _complete(path) as hidden, zipfile.ZipFile(hidden, "w") as archive:
+        with whole_file(path) as hidden, zipfile.ZipFile(hidden, "w") as archive:
             archive.writestr("adapter_config.json", json.dumps(settings, indent=2))
             archive.write(weights, "adapter_model.safetensors")
             archive.writestr("README.md", f"# {made['title']}\n\n{sentence}\n```json\n{json.dumps(made, indent=2)}\n```\n")
@@ -304,14 +304,3 @@ def _mapping(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"a {type(value).__name__} where a mapping was expected")
     return value
-
-
-@contextmanager
-def _complete(path: Path) -> Iterator[Path]:
-    """A file that is written beside its place and moved there once it is whole."""
-    hidden = path.with_name(f".{path.name}.writing-{secrets.token_hex(4)}")
-    try:
-        yield hidden
-        os.replace(hidden, path)
-    finally:
-        hidden.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from workbench.newest import newest
 from workbench.pictures import read_sprite
 from workbench.policies import Policies
 from workbench.records import Run
+from workbench.sampling import LARGEST_SEED
 from workbench.store import Store
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class PairRequest(Settings):
     b: Side = Field(description="what is compared")
     prompts: tuple[str, ...] = Field((), max_length=32, description="what to draw; none: what evaluations drew")
     each: int = Field(1, ge=1, le=8, description="images of each prompt")
-    seed: int = Field(0, ge=0, le=2**53 - 1, description="seed of a prompt's first image; the next have the seeds after it")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of a prompt's first image; the next have the seeds after it")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,13 @@ class Sample:
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     steps: int
+
+    @classmethod
+    def of(cls, prompts: Sequence[str], each: int, seed: int, steps: int) -> "Sample":
+        """As many images of `each` prompt, contiguous, the first of every prompt at `seed` and the next at the seeds after it."""
+        return cls(
+            tuple(prompt for prompt in prompts for _ in range(each)), tuple(range(seed, seed + each)) * len(prompts), steps
+        )
 
 
 @dataclass(frozen=True)
@@ -145,9 +153,7 @@ class Galleries:
         if wanted.prompts:
             for prompt in wanted.prompts:
                 config.task.check(prompt)
-            prompts = tuple(prompt for prompt in wanted.prompts for _ in range(wanted.each))
-            seeds = tuple(range(wanted.seed, wanted.seed + wanted.each)) * len(wanted.prompts)
-            return Sample(prompts, seeds, config.sampling_steps)
+            return Sample.of(wanted.prompts, wanted.each, wanted.seed, config.sampling_steps)
         there = [gallery for turn, had in zip(at, known, strict=True) for gallery in had if gallery.iteration == turn]
         ever = [gallery for had in known for gallery in had]
         if there or ever:

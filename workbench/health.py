@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from workbench.events import Level
-from workbench.history import History, Recorded
+from workbench.history import History
 
 HACKED = 3.0
 """A picture statistic this many times its base value is drift, whatever the reward says; so is its inverse, but for distances."""
@@ -242,7 +242,8 @@ def _signal(history: History, config: Mapping[str, Any]) -> list[Verdict]:
     found = []
     groups = history.groups
     if groups is not None:
-        quiet = quiet_groups(groups)
+        advantages, size = groups.data["advantages"], groups.data["group_size"]
+        quiet = quiet_groups(advantages, size) * size / max(1, len(advantages))
         if quiet > 0.75:
             sentence = f"{quiet:.0%} of the latest groups have no spread of reward, so they give no gradient."
             found.append(
@@ -268,11 +269,9 @@ def _signal(history: History, config: Mapping[str, Any]) -> list[Verdict]:
     return found
 
 
-def quiet_groups(groups: Recorded) -> float:
-    """Share of groups whose advantages are all exactly zero."""
-    size, advantages = groups.data["group_size"], groups.data["advantages"]
-    starts = range(0, len(advantages), size)
-    return sum(not any(advantages[at : at + size]) for at in starts) / max(1, len(starts))
+def quiet_groups(advantages: Sequence[float], size: int) -> int:
+    """How many groups of `size` have advantages that are all exactly zero."""
+    return sum(not any(advantages[at : at + size]) for at in range(0, len(advantages), size))
 
 
 def _fine(history: History, config: Mapping[str, Any], status: str) -> Verdict:

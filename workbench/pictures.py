@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from workbench.whole_file import whole_file
 
 _LARGEST_SIDE = 16_383  # of a WebP file, pixels
 
@@ -32,12 +33,8 @@ def write_sprite(folder: Path, stem: str, images: Tensor, columns: int, largest_
         return layout
     sheet, tile = _laid_out(images, columns, largest_tile)
     name = f"{stem}-{secrets.token_hex(4)}.webp"  # unique, so that a browser may keep it for ever
-    hidden = folder / f".{name}"
-    try:
+    with whole_file(folder / name) as hidden:
         sheet.save(hidden, "WEBP", lossless=True, quality=0, method=0)  # the quickest; slower settings save a few per cent
-        os.replace(hidden, folder / name)
-    finally:
-        hidden.unlink(missing_ok=True)
     return layout | {"sprite": name, "tile": tile}
 
 

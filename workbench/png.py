@@ -50,7 +50,9 @@ def describe(
 
 def compose(images: "Tensor", columns: int) -> Image.Image:
     """Images [N, 3, H, W] in [0, 1] in rows of `columns`, small ones enlarged."""
-    pixels = (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    from workbench.evaluate import to_uint8
+
+    pixels = to_uint8(images).permute(0, 2, 3, 1).numpy()
     factor = max(1, _TILE // max(pixels.shape[1:3]))
     tiles = np.pad(pixels.repeat(factor, 1).repeat(factor, 2), ((0, 0), (_GAP, _GAP), (_GAP, _GAP), (0, 0)), constant_values=255)
     count, height, width, _ = tiles.shape

@@ -106,6 +106,11 @@ class Vote:
         )
 
 
+def when(seconds: float) -> str:
+    """A moment for people, in the local time of this machine."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
 def resumable(run: Run, saved: bool) -> bool:
     """Whether the app can go on with a run that has ended, from a checkpoint that was `saved` or because it had not yet begun."""
     unbegun = run.status == "stopped" and not run.iteration

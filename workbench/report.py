@@ -3,8 +3,6 @@
 import base64
 import gzip
 import json
-import os
-import secrets
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -20,9 +18,10 @@ from workbench.figures import FIGURES
 from workbench.health import rollout_steps, verdicts
 from workbench.history import History, Recorded
 from workbench.pictures import data_sheet, read_sprite
-from workbench.records import Run, resumable
+from workbench.records import Run, resumable, when
 from workbench.store import Store
 from workbench.studio import View
+from workbench.whole_file import whole_file
 
 SHOWN = 80
 """Longer side of a picture, in pixels of the page."""
@@ -35,14 +34,9 @@ def write_report(store: Store, view: View) -> Path:
     Raises: StoreError: if the disk refuses.
     """
     path = export_folder(store, view.run.id) / f"{view.run.id}.html"
-    hidden = path.with_name(f".{path.name}.writing-{secrets.token_hex(4)}")
     text = report(store, view)
-    with store.disk(path.parent):
-        try:
-            hidden.write_text(text, encoding="utf-8")
-            os.replace(hidden, path)
-        finally:
-            hidden.unlink(missing_ok=True)
+    with store.disk(path.parent), whole_file(path) as hidden:
+        hidden.write_text(text, encoding="utf-8")
     return path
 
 
@@ -53,7 +47,7 @@ def report(store: Store, view: View) -> str:
     drawn = {name: figure for name, figure in figures.items() if figure.data}
     parts = {
         "title": escape(run.title),
-        "subtitle": escape(f"{run.id}, {run.status} after {_iterations(run)}; report of {_when(time.time())}"),
+        "subtitle": escape(f"{run.id}, {run.status} after {_iterations(run)}; report of {when(time.time())}"),
         "note": f"<p>{escape(run.note)}</p>" if run.note else "",
         "verdicts": "".join(_verdict(each) for each in _judged(view)),
         "pictures": _pictures(store, run, history),
@@ -106,8 +100,10 @@ def _pictures(store: Store, run: Run, history: History) -> str:
         tiles = "".join(_tile(i, sheet, index, escape(prompts[index])) for i, sheet in enumerate(sheets))
         caption = f"<figcaption>{escape(prompts[index])}, seed {seeds[index]}</figcaption>"
         pairs.append(f'<figure><div class="both">{tiles}</div>{caption}</figure>')
-    when = f"Left after {first.iteration} iterations, right after {last.iteration}: the same prompts and seeds, never trained on."
-    head = f'<style>{styles}</style><section><h2>Before | now</h2><p class="soft">{when}</p>'
+    sides = (
+        f"Left after {first.iteration} iterations, right after {last.iteration}: the same prompts and seeds, never trained on."
+    )
+    head = f'<style>{styles}</style><section><h2>Before | now</h2><p class="soft">{sides}</p>'
     return f'{head}<div class="pairs">{"".join(pairs)}</div></section>'
 
 
@@ -172,7 +168,7 @@ def _facts(view: View) -> dict[str, Any]:
         "parent": f"{run.parent}, after iteration {run.branched}" if run.parent else "none",
         "started from": run.origin,
         "command": run.command or "none",
-        "created": _when(run.created),
+        "created": when(run.created),
         "iterations": _iterations(run),
         "checkpoints": ", ".join(str(iteration) for iteration in view.checkpoints) or "none",
         "tags": ", ".join(run.tags) or "none",
@@ -200,7 +196,3 @@ def _table(caption: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]
     return (
         f"<table>{f'<caption>{caption}</caption>' if caption else ''}<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
     )
-
-
-def _when(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

@@ -20,7 +20,7 @@ from workbench.events import CheckpointReady, Event, GroupsScored, IterationDone
 from workbench.exact_json import fields_of, from_json, to_json
 from workbench.masking import masked
 from workbench.processes import this_process
-from workbench.records import DRIVEN, Row, Run, Vote, Wish, numbers_of, picture_of, read_row, read_run
+from workbench.records import DRIVEN, Row, Run, Vote, Wish, numbers_of, picture_of, read_row, read_run, when
 from workbench.tables import BUSY_SECONDS, EVENTS, QUEUE, RUNS, VOTES, WISHES, open_database
 
 WISHABLE = ("run", "pause", "stop", "save", "sample", "change")
@@ -559,9 +559,8 @@ def _progress_of(event: Event) -> dict[str, Any]:
 
 
 def _deleted(row: Any) -> str:
-    day = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.deleted))
     remedy = f"bring it back on the Runs page, or with: python -m workbench runs restore {row.id}"
-    return f"run {row.id} was deleted on {day}; {remedy}"
+    return f"run {row.id} was deleted on {when(row.deleted)}; {remedy}"
 
 
 def _text(what: str, text: str, limit: int) -> str:

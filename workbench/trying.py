@@ -20,6 +20,7 @@ from workbench.grpo import gdpo_advantages, group_advantages
 from workbench.pictures import read_sprite
 from workbench.recipes import RECIPES
 from workbench.records import Run
+from workbench.sampling import LARGEST_SEED
 from workbench.store import Store
 
 MOST = 512
@@ -38,7 +39,7 @@ class CollectRequest(Settings):
     at: int | None = Field(None, ge=0, description="row of a rollout, iteration of an evaluation; none: the latest")
     prompts: int = Field(8, ge=1, le=32, description="prompts, where pictures are drawn now")
     each: int = Field(8, ge=1, le=16, description="pictures of each prompt, where they are drawn now")
-    seed: int = Field(0, ge=0, le=2**53 - 1, description="seed of a prompt's first picture; the next have the seeds after it")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of a prompt's first picture; the next have the seeds after it")
 
 
 class RewardsRequest(Settings):
@@ -104,24 +105,16 @@ def collect(store: Store, galleries: Galleries, wanted: CollectRequest) -> Colle
         return _rollout(store, run, wanted.at)
     if wanted.kind == "evaluation":
         return _evaluation(galleries, run, wanted.at)
-    prompts = tuple(
-        prompt for prompt in list(dict.fromkeys(config.task.prompts("train")))[: wanted.prompts] for _ in range(wanted.each)
-    )
-    seeds = tuple(range(wanted.seed, wanted.seed + wanted.each)) * (len(prompts) // wanted.each)
-    size = wanted.each if wanted.each > 1 else 0
+    known = list(dict.fromkeys(config.task.prompts("train")))[: wanted.prompts]
+    sample, size = Sample.of(known, wanted.each, wanted.seed, config.sampling_steps), wanted.each if wanted.each > 1 else 0
     if wanted.kind == "base":
-        drawn = galleries.images(Gallery(run, config, 0, Sample(prompts, seeds, config.sampling_steps), None))
-        return Collection(f"the base model {config.model.name!r}", drawn, prompts, seeds, size)
+        drawn = galleries.images(Gallery(run, config, 0, sample, None))
+        return Collection(f"the base model {config.model.name!r}", drawn, sample.prompts, sample.seeds, size)
     draw = next((recipe.domain.draw for recipe in RECIPES.values() if recipe.domain.task.domain == config.task.domain), None)
     if draw is None:
         raise ValueError(f"task {config.task.name!r} cannot draw its own prompts; choose rollouts, evaluations or the base")
-    return Collection(
-        f"the task's own renderings, seed {wanted.seed}",
-        to_uint8(draw(prompts, np.random.default_rng(wanted.seed))),
-        prompts,
-        seeds,
-        size,
-    )
+    drawn = to_uint8(draw(sample.prompts, np.random.default_rng(wanted.seed)))
+    return Collection(f"the task's own renderings, seed {wanted.seed}", drawn, sample.prompts, sample.seeds, size)
 
 
 def examine(rewards: Sequence[Reward], images: Tensor, prompts: Sequence[str]) -> list[Opinion]:

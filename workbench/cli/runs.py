@@ -1,6 +1,5 @@
 """`runs`: what was run, newest first; and runs that come, go and come back."""
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -85,12 +84,15 @@ def _table(found: "list[Run]") -> Any:
     from rich.markup import escape
     from rich.table import Table
 
+    from workbench.records import when
+
     table = Table("run", "kind", "title", "status", "iteration", "started", "from", box=None, pad_edge=False)
     for run in found:
         colour = _COLOURS.get(run.status, "default")
         done = f"{run.iteration}/{run.iterations}" if run.iterations else str(run.iteration)
-        created = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.created))
-        table.add_row(run.id, run.kind, escape(run.title), f"[{colour}]{run.status}[/]", done, created, escape(run.origin))
+        table.add_row(
+            run.id, run.kind, escape(run.title), f"[{colour}]{run.status}[/]", done, when(run.created), escape(run.origin)
+        )
         if run.error:
             table.add_row("", "", f"[{colour}]{escape(run.error)}[/]")
     return table

@@ -11,7 +11,7 @@ from workbench.config import LIVE
 from workbench.example import TAG
 from workbench.figures import FIGURES
 from workbench.figures.throughput import images_per_second
-from workbench.health import verdicts
+from workbench.health import quiet_groups, verdicts
 from workbench.history import History, Recorded
 from workbench.panels import form
 from workbench.panels.page import Parts, rounded, sprite, value
@@ -156,7 +156,7 @@ def _groups(studio: Studio, view: View, at: int) -> dict[str, Any] | None:
         "steps": data["steps"],
         "noise_std": [rounded(value) for value in data["noise_std"]],
         "prompts": len(data["prompts"]),
-        "quiet": sum(not any(data["advantages"][i : i + size]) for i in range(0, len(data["advantages"]), size)),
+        "quiet": quiet_groups(data["advantages"], size),
         "groups": groups,
     }
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from workbench.config import parse_config, validated
 from workbench.figures.rewards import agreement, histogram
 from workbench.galleries import config_of, expect_pictures
+from workbench.health import quiet_groups
 from workbench.panels import form
 from workbench.panels.charts import chart_card
 from workbench.panels.page import ASSETS, Page, Parts, rounded, value
@@ -78,13 +79,12 @@ def weigh(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
     total, advantages = combine(values, asked["weights"], int(asked["group_size"]), grpo)
     places, shared = ranks(total)
     size = int(asked["group_size"])
-    quiet = int((advantages.view(-1, size) == 0).all(1).sum())
     return {
         "total": _numbers(total),
         "advantages": _numbers(advantages),
         "places": places,
         "shared": shared,
-        "quiet": quiet,
+        "quiet": quiet_groups(advantages.tolist(), size),
         "groups": len(total) // size,
         "figure": histogram("all, weighted", total.tolist()).to_dict(),
     }
