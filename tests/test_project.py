@@ -92,7 +92,7 @@ LAYERS = (
         "replay",
     },
     {"experiments"},
-    {"figures", "studio", "report", "experiment"},
+    {"figures", "studio", "report", "digest_page", "rendering", "experiment"},
     {"panels"},
     {"benchmarks"},
     {"cli", "__main__"},

@@ -178,14 +178,14 @@ class Galleries:
 
 def expect_pictures(run: Run) -> None:
     """Raise ValueError where a run draws no pictures of prompts."""
-    if run.kind != "train":
+    if run.training is None:
         raise ValueError(f"run {run.id} is of kind {run.kind!r} and has no pictures of prompts; choose a run that aligns a model")
 
 
 def config_of(run: Run) -> RunConfig:
     """The settings of a run that aligns a model. Raises: ValueError: if it does something else."""
     expect_pictures(run)
-    return parse_config(run.config)
+    return parse_config(run.training or {})
 
 
 def _matching(known: Sequence[Gallery], iteration: int, sample: Sample) -> Gallery | None:

@@ -40,14 +40,27 @@ class Job:
         start: begins the run from a checkpoint or from nothing; called at the first `advance`, since it may load a model.
         resume: where to go on from; None begins anew.
         fresh: only where the run waits for its first driver, or for the next one after a failure.
+        part: of a run that is more than this and that somebody else drives, such as a notebook: its end is not the run's.
     Raises: ValueError: if a living process drives the run already, or it does not wait.
     """
 
-    def __init__(self, store: Store, run: str, start: Start, resume: CheckpointReady | None = None, fresh: bool = False) -> None:
-        store.claim(run, fresh)
+    def __init__(
+        self,
+        store: Store,
+        run: str,
+        start: Start,
+        resume: CheckpointReady | None = None,
+        fresh: bool = False,
+        part: bool = False,
+    ) -> None:
+        if not part:
+            store.claim(run, fresh)
         self.run = run
         self.over = False
-        self.error: str | None = None
+        self.ended = ""  # done, stopped, failed, or paused by itself, once it is over
+        self.failure: BaseException | None = None  # what it failed of
+        self.error: str | None = None  # the same in words
+        self._part = part
         self._store = store
         self._start = start
         self._resume = resume
@@ -195,10 +208,12 @@ class Job:
             told = isinstance(error, FloatingPointError | RewardFailed | StoreError) and str(error)
             self.error = str(error) if told else f"{type(error).__name__}: {error}"
             self._trace = "".join(traceback.format_exception(error))
+        self.ended, self.failure = status, error
         self._events = self._resume = None  # closes a generator that was left in the middle, so that it cleans up
         self._ending = status
         try:
-            self.settle()
+            if not self._part:
+                self.settle()
         finally:
             self.over = True  # only now, so that whoever sees it finds the status written
 

@@ -1,13 +1,14 @@
 """Which policy is meant: that of a run's checkpoint, or the base of a preset; and those in use, kept in memory."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator as Stream
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from workbench.config import RunConfig, configure, parse_config
-from workbench.events import CheckpointReady
+from workbench.events import CheckpointReady, Evaluated, Progress
 from workbench.newest import newest
 from workbench.store import Store
 
@@ -46,6 +47,33 @@ class Chosen:
             torch.set_num_threads(self.config.compute.threads)
         return load_policy(self.config, self.checkpoint, choose_device(self.config.compute.device))
 
+    def evaluate(
+        self, counts: Sequence[int], images: int | None = None, seed: int | None = None
+    ) -> "Stream[Progress, None, Evaluated]":
+        """One evaluation exactly as a run makes it; yields progress, returns what was measured.
+
+        Args:
+            counts: numbers of sampling steps.
+            images: for each of them; by default as at a run's end.
+            seed: of the first image; by default the run's own evaluation noise.
+        """
+        from accelerate import Accelerator
+
+        from workbench.learner import Learner
+
+        settings = self.config.evaluation
+        settings = settings.model_copy(update={} if seed is None else {"seed": seed})
+        compute = self.config.compute.model_copy(update={"processes": 1})
+        config = self.config.model_copy(update={"evaluation": settings, "compute": compute})
+        learner = Learner(config, Accelerator(cpu=compute.device == "cpu", mixed_precision=compute.precision))
+        if self.checkpoint is not None:
+            learner.restore(self.checkpoint)
+        with closing(learner.examiner) as examiner:
+            yield from examiner.evaluate(learner.iteration, images or settings.final_images, counts)
+            (event,) = examiner.told(before=learner.iteration + 1)
+        assert isinstance(event, Evaluated)
+        return event
+
 
 def choose(
     store: Store | None,
@@ -68,11 +96,11 @@ def choose(
         raise ValueError(f"run {run} has its own settings; leave out {', '.join(changes)}")
     assert store is not None
     found = store.run(run)
-    if found.kind != "train":
+    if found.training is None:
         weights = store.folder(found.id) / "shapes.safetensors"
         raise ValueError(f"run {found.id} is of kind {found.kind!r}; use its weights by the setting model.weights={weights}")
     checkpoint = None if iteration == 0 else store.load_checkpoint(found.id, iteration)
-    return Chosen(parse_config(found.config), found.id, checkpoint)
+    return Chosen(parse_config(found.training), found.id, checkpoint)
 
 
 def choose_device(wanted: str) -> str:

@@ -18,6 +18,8 @@ _RESUMED = ("train", "pretrain")  # kinds with checkpoints to go on from
 Choice = Literal["a", "b", "tie"]
 _EXCHANGED: dict[Choice, Choice] = {"a": "b", "b": "a", "tie": "tie"}
 
+_NOTEBOOK_KEYS = ("notebook", "parameters", "sha256")
+
 _SILENCE_SECONDS = 30.0  # after which a run on another host counts as crashed
 
 
@@ -54,6 +56,15 @@ class Run:
     def over(self) -> bool:
         """Nothing drives it, so that wishes are in vain; it may be resumable."""
         return self.status in OVER or (self.status == "paused" and self.pid is None)
+
+    @property
+    def training(self) -> dict[str, Any] | None:
+        """The settings of the alignment that it is, or that a notebook did as a part of it; None where it has aligned nothing."""
+        if self.kind == "train":
+            return self.config
+        if self.kind == "notebook" and "objective" in self.config:
+            return {key: value for key, value in self.config.items() if key not in _NOTEBOOK_KEYS}
+        return None
 
 
 class Wish(NamedTuple):

@@ -5,7 +5,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -142,6 +142,17 @@ class Store:
         if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", run):
             raise ValueError(f"{run!r} is not the id of a run")
         return self.location / run
+
+    def add_settings(self, run: str, settings: Mapping[str, Any]) -> None:
+        """Record settings that became known only while a run was driven, beside those that it was begun with."""
+        with self.writing() as connection:
+            found = from_json(connection.execute(select(RUNS.c.config).where(RUNS.c.id == run)).scalar_one()) | dict(settings)
+            connection.execute(update(RUNS).where(RUNS.c.id == run).values(config=to_json(found)))
+        hidden, folder = f".config.{secrets.token_hex(4)}.json", self.folder(run)
+        with self.disk(folder):
+            (folder / hidden).write_text(to_json(found, indent=2) + "\n")
+            os.replace(folder / hidden, folder / "config.json")
+        self._kept.pop(run, None)
 
     def image_path(self, run: str, name: str) -> Path:
         """Where a sprite sheet lies. Raises: ValueError: if the name leads out of the run's images."""
@@ -280,8 +291,8 @@ class Store:
     def metrics(self, run: str, after: int = 0) -> dict[str, list[tuple[int, float]]]:
         """Curves by name, as (iteration, value) in order, from the rows past the cursor `after`.
 
-        Every number of IterationDone by its name and "seconds", of Reported by its name; of Evaluated "held_out/<name>@<steps>", and the breakdown as
-        "held_out/skill/<name>".
+        Every number of IterationDone by its name and "seconds"; of Reported by its name; of Evaluated "held_out/<name>@<steps>",
+        and the breakdown as "held_out/skill/<name>".
         """
         curves: dict[str, list[tuple[int, float]]] = {}
         query = select(EVENTS.c.kind, EVENTS.c.iteration, EVENTS.c.data).where(EVENTS.c.run == run, EVENTS.c.id > after)

@@ -1,7 +1,6 @@
 """`evaluate`: a run's policy on held-out prompts, beside the base it started from."""
 
 from collections.abc import Mapping
-from contextlib import closing
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -57,25 +56,14 @@ def evaluate(
 
 
 def evaluate_policy(chosen: "Chosen", counts: tuple[int, ...], images: int | None, seed: int | None) -> "Evaluated":
-    """One evaluation exactly as a run makes it, with other numbers of steps, images and noise where they are given."""
-    from accelerate import Accelerator
-
-    from workbench.events import Evaluated
-    from workbench.learner import Learner
-
-    settings = chosen.config.evaluation
-    settings = settings.model_copy(update={} if seed is None else {"seed": seed})
-    compute = chosen.config.compute.model_copy(update={"processes": 1})
-    config = chosen.config.model_copy(update={"evaluation": settings, "compute": compute})
-    learner = Learner(config, Accelerator(cpu=compute.device == "cpu", mixed_precision=compute.precision))
-    if chosen.checkpoint is not None:
-        learner.restore(chosen.checkpoint)
-    with Screen(chosen.title, 1) as screen, closing(learner.examiner) as examiner:
-        for progress in examiner.evaluate(learner.iteration, images or settings.final_images, counts):
-            screen.event(progress)
-        (event,) = examiner.told(before=learner.iteration + 1)
-    assert isinstance(event, Evaluated)
-    return event
+    """One evaluation as a run makes it, with its progress on the screen."""
+    with Screen(chosen.title, 1) as screen:
+        stream = chosen.evaluate(counts, images, seed)
+        while True:
+            try:
+                screen.event(next(stream))
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]
 
 
 def _table(columns: "Mapping[str, Mapping[str, Measure]]") -> Any:

@@ -13,16 +13,21 @@ from workbench.figures.steps import reward_by_steps
 from workbench.figures.throughput import throughput
 from workbench.history import History
 
-FIGURES: dict[str, dict[str, Callable[[History, Mapping[str, Any]], go.Figure]]] = {
-    "train": {
-        "reward": reward_curve,
-        "advantages": advantage_distribution,
-        "steps": reward_by_steps,
-        "skills": success_by_skill,
-        "drift": drift,
-        **GAUGES,
-        "throughput": throughput,
-    },
+_Draw = Callable[[History, Mapping[str, Any]], go.Figure]
+
+_TRAINING: dict[str, _Draw] = {
+    "reward": reward_curve,
+    "advantages": advantage_distribution,
+    "steps": reward_by_steps,
+    "skills": success_by_skill,
+    "drift": drift,
+    **GAUGES,
+    "throughput": throughput,
+}
+
+FIGURES: dict[str, dict[str, _Draw]] = {
+    "train": _TRAINING,
+    "notebook": _TRAINING,  # of the training that is a part of it
     "pretrain": {"reward": loss_curve, "gradient_norm": GAUGES["gradient_norm"]},
 }
 """What the page draws for each kind of run, by the place it takes there."""
