@@ -26,6 +26,7 @@ def main(
     store: Annotated[
         str, typer.Option(help="database of the runs as an SQLAlchemy URL; by default SQLite inside the folder")
     ] = "",
+    parallel: Annotated[int, typer.Option(min=0, help="queued runs that this app begins at once; 0 leaves them to others")] = 1,
     auth: Annotated[str, typer.Option(envvar="WORKBENCH_AUTH", help="USER:PASSWORD that visitors must give")] = "",
 ) -> None:
     """Open the workbench in a browser: start, watch and control runs."""
@@ -38,15 +39,17 @@ def main(
         )
     if not _is_free(host, port):
         _refuse(f"port {port} is in use; port {_free_port(host)} is free: python app.py --port {_free_port(host)}")
-    serve(host, port, runs, store or None, (user, password) if auth else None)
+    serve(host, port, runs, store or None, (user, password) if auth else None, parallel)
 
 
-def serve(host: str, port: int, runs: Path, url: str | None, auth: tuple[str, str] | None) -> None:
+def serve(host: str, port: int, runs: Path, url: str | None, auth: tuple[str, str] | None, parallel: int = 1) -> None:
     """Build the page and serve it until interrupted; runs of this process then have ten seconds to stop with a checkpoint."""
     import gradio as gr
 
     from workbench.example import welcome
-    from workbench.jobs import Worker
+    from workbench.experiments.dispatch import TICK_SECONDS, Dispatcher
+    from workbench.experiments.service import Service
+    from workbench.jobs import Ticker, Worker
     from workbench.panels import PAGES
     from workbench.panels.page import ASSETS
     from workbench.panels.shell import build
@@ -54,7 +57,9 @@ def serve(host: str, port: int, runs: Path, url: str | None, auth: tuple[str, st
     from workbench.studio import Studio
 
     try:
-        studio = Studio(Store(runs, url), Worker())
+        record = Store(runs, url)
+        service = Service(record, Dispatcher(record, slots=parallel)) if parallel else None
+        studio = Studio(record, Worker(), service)
         studio.store.purge(older_than=TRASH_SECONDS)
         welcome(studio.store)
     except StoreError as error:
@@ -74,11 +79,16 @@ def serve(host: str, port: int, runs: Path, url: str | None, auth: tuple[str, st
         prevent_thread_lock=True,
     )
     page.allowed_paths = studio.served_folders  # grows as runs are looked at and exported; nothing else is ever served
+    ticker = Ticker(service.tick, TICK_SECONDS) if service else None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite end, as by Ctrl-C
     print(f"Flow-Map Workbench is ready: {page.local_url}", flush=True)
     try:
         page.block_thread()
     finally:
+        if ticker:
+            ticker.close()
+        if service:
+            service.close()
         studio.worker.close(timeout=10)
 
 

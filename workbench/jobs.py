@@ -314,11 +314,11 @@ _guards: "WeakKeyDictionary[Any, threading.RLock]" = WeakKeyDictionary()
 
 
 class Ticker:
-    """One thread that calls a function again and again, with a pause between; what it raises is handed to `failed`."""
+    """One thread that calls a function again and again, with a pause of some seconds between; it must not raise."""
 
-    def __init__(self, tick: Callable[[], object], seconds: float, failed: Callable[[Exception], None]) -> None:
+    def __init__(self, tick: Callable[[], object], seconds: float) -> None:
         self._ended = threading.Event()
-        self._tick, self._seconds, self._failed = tick, seconds, failed
+        self._tick, self._seconds = tick, seconds
         self._thread = threading.Thread(target=self._work, name="ticker", daemon=True)
         self._thread.start()
 
@@ -329,7 +329,4 @@ class Ticker:
 
     def _work(self) -> None:
         while not self._ended.wait(self._seconds):
-            try:
-                self._tick()
-            except Exception as error:
-                self._failed(error)
+            self._tick()

@@ -11,6 +11,7 @@ from workbench.branching import branch_state, flat
 from workbench.config import RunConfig, change_live, parse_config
 from workbench.events import CheckpointReady, Controls, Event
 from workbench.experiments.execute import loop
+from workbench.experiments.service import Service
 from workbench.galleries import Galleries
 from workbench.history import History, Recorded
 from workbench.jobs import Job, Start, Worker, one_at_a_time
@@ -43,9 +44,10 @@ class View:
 class Studio:
     """One per process: the record of runs, and the worker that owns the device."""
 
-    def __init__(self, store: Store, worker: Worker) -> None:
+    def __init__(self, store: Store, worker: Worker, service: Service | None = None) -> None:
         self.store = store
         self.worker = worker
+        self.service = service  # begins what waits in the queue; None leaves that to other processes
         self.shelf = Shelf(store)
         self.policies = Policies(store)  # for the worker's thread alone: see `on_device`
         self.planes = PlaneLearners()  # likewise

@@ -1,0 +1,45 @@
+"""What happens by itself in a store: schedules fire, sweeps go on, and the queue begins what waits."""
+
+import time
+import traceback
+from collections.abc import Callable
+
+from workbench.experiments.dispatch import Dispatcher
+from workbench.experiments.schedules import Schedules
+from workbench.experiments.sweeps import Sweeps
+from workbench.store import Store
+
+
+class Service:
+    """One of any number of them; each thing happens once, whoever sees to it. Whoever calls `tick` owns the clock."""
+
+    def __init__(self, store: Store, dispatcher: Dispatcher) -> None:
+        self.dispatcher = dispatcher
+        self._schedules, self._sweeps = Schedules(store), Sweeps(store)
+        self._problems: dict[str, str] = {}
+
+    @property
+    def problem(self) -> str:
+        """What cannot go on, and why; empty where all is well."""
+        return "; ".join(f"{what} cannot go on: {said}" for what, said in self._problems.items())
+
+    def tick(self) -> None:
+        """One round; nothing is waited for, and what goes wrong with one thing does not hold up the others."""
+        self._try("schedules", lambda: self._schedules.fire_due(time.time()))
+        self._try("sweeps", self._sweeps.advance)
+        self._try("the queue", self.dispatcher.tick)
+
+    def close(self) -> None:
+        """Let other processes go on at once; runs that were begun go on by themselves."""
+        self._sweeps.close()
+
+    def _try(self, what: str, step: Callable[[], object]) -> None:
+        try:
+            step()
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+            if self._problems.get(what) != said:
+                traceback.print_exc()
+            self._problems[what] = said
+        else:
+            self._problems.pop(what, None)
