@@ -1,13 +1,20 @@
 """Sweeps: what they accept, which points they try, how poor ones end early; that a process that dies costs nothing."""
 
+import contextlib
+import json
 import math
 import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from sqlalchemy import update
+from toy_run import SMALL
 
+from workbench.__main__ import main
 from workbench.config import configure, validated
 from workbench.events import IterationDone
 from workbench.experiments.dispatch import Dispatcher
@@ -475,8 +482,8 @@ def test_a_process_that_lost_its_sweep_queues_nothing_more(store):
 
 @pytest.mark.parametrize("pruning", ["none", "halving"])
 def test_a_sweep_whose_process_dies_at_any_moment_ends_as_if_it_had_not(store, pruning):
-    rates = [1e-3, 1e-4, 2e-3, 1e-5, 1e-2]
-    values = {"space": {RATE: rates}, "pruning": pruning, "reduction": 2, "min_iterations": 2, "seeds": 2}
+    values = {"space": {RATE: [1e-3, 1e-4, 2e-3, 1e-2]}, "pruning": pruning, "reduction": 2, "min_iterations": 2, "seeds": 2}
+    values["target"] = {"preset": "shapes", "changes": {"iterations": 5}}
     whole, cut = begin(store, **values), begin(store, **values)
     finish(store, Toy(store), Sweeps(store, only={whole}), until=lambda: store.run(whole).over)
     toy, dispatcher = Toy(store), None
@@ -494,7 +501,7 @@ def test_a_sweep_whose_process_dies_at_any_moment_ends_as_if_it_had_not(store, p
     assert store.run(cut).status == "done"
     assert [(p.parameters, p.status, p.values) for p in one.points] == [(p.parameters, p.status, p.values) for p in other.points]
     assert len(toy.begun) == len(set(toy.begun)) == sum(len(point.runs) for point in one.points)
-    assert len(store.events(cut, kinds=("PointDone",))) == 5
+    assert len(store.events(cut, kinds=("PointDone",))) == 4
 
 
 def test_the_search_of_a_sweep_can_be_looked_into(store):
@@ -514,3 +521,127 @@ def test_what_is_no_sweep_is_refused(store):
     for ask in (results, resume_sweep, Sweep):
         with pytest.raises(ValueError, match="of kind 'train', no sweep"):
             ask(store, run)
+
+
+# The command
+
+
+def ask(capsys, *arguments):
+    """Run a command in this process: exit status, stdout and stderr."""
+    capsys.readouterr()
+    status = main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def small_settings():
+    texts = {key: list(value) if isinstance(value, tuple) else value for key, value in SMALL.items()}
+    return [word for key, text in texts.items() for word in ("--set", f"{key}={text}")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], ["name a preset", "--over"]),
+        (["shapes"], ["at least 1"]),
+        (["shapes", "--over", RATE], ["--over takes KEY=VALUE"]),
+        (["shapes", "--over", f"{RATE}="], ["none that is empty"]),
+        (["shapes", "--over", f"{RATE}=1e-4..1e-2:log"], [RATE, "0.0001..0.01:log:5", "random"]),
+        (["shapes", "--over", "sampler.ancor=0,1"], ["'sampler.ancor'", "anchor"]),
+        (["shapes", "--notebook", "rings", "--over", "steps=1,2"], ["one preset or one notebook"]),
+        (["shapes", "--over", f"{RATE}=1e-4,1e-3", "-p", "steps=1"], ["a preset has changes, a notebook has parameters"]),
+        (["shapes", "--over", f"{RATE}=1e-4,1e-3", "--seeds", "few"], ["--seeds", "'few'"]),
+        (["shapes", "--over", f"{RATE}=1e-4,1e-3", "--halving", "--median"], ["exclude each other"]),
+        (["shapes", "--over", f"{RATE}=1e-4,1e-3", "--lane", "moon"], ["'moon'", "local"]),
+        (["shapes", "--over", f"{RATE}=1e-4,1e-3", "--search", "annealing"], ["annealing", "grid"]),
+        (["shapes", "--over", f"{RATE}=1e-4,1e-3", "--parallel", "0"], ["parallel = 0"]),
+        (["--resume", "latest", "--over", f"{RATE}=1e-4,1e-3"], ["leave out"]),
+        (["--resume", "nobody"], ["'nobody'"]),
+        (["--results", "latest"], ["'latest'"]),
+    ],
+)
+def test_the_command_refuses_what_cannot_be_done_in_a_line(arguments, told, tmp_path, capsys):
+    status, out, err = ask(capsys, "sweep", *arguments, "--runs", tmp_path)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ")
+    assert all(word in err for word in told), err
+    assert Store(tmp_path).runs() == []
+
+
+def test_a_queued_sweep_waits_until_something_dispatches_and_its_results_can_be_asked_for(store, capsys):
+    over = ["--over", f"{RATE}=1e-4..1e-2:log:3", "--set", "iterations=9", "--seeds", "2", "--minimise"]
+    status, out, _ = ask(capsys, "sweep", "shapes", *over, "--queue", "--json", "--runs", store.location)
+    sweep = json.loads(out)["run"]
+    assert (status, store.run(sweep).status) == (0, "queued")
+    finish(store, Toy(store, fails=(1e-4,)))
+    status, out, _ = ask(capsys, "sweep", "--results", "latest", "--runs", store.location)
+    assert status == 0
+    lines = out.splitlines()
+    assert RATE in lines[0]
+    assert "0.01" in lines[1]
+    assert "(best)" in lines[1]
+    assert "failed" in lines[3]
+    assert "it was made to fail" in out
+    status, out, _ = ask(capsys, "sweep", "--results", sweep, "--json", "--runs", store.location)
+    told = json.loads(out)
+    assert told["best"]["parameters"] == {RATE: 1e-2}
+    assert [point["status"] for point in told["all"]] == ["failed", "done", "done"]
+    assert (told["points"], told["done"], told["failed"]) == (3, 2, 1)
+
+
+def test_a_command_that_is_killed_is_resumed_and_no_point_is_lost_or_run_twice(tmp_path, capsys):
+    settings = [*small_settings(), "--set", "iterations=2", "--set", "compute.threads=1", "--over", f"{RATE}=1e-4,1e-2"]
+    command = [sys.executable, "-m", "workbench", "sweep", "shapes", *settings, "--runs", str(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    store = Store(tmp_path)
+    while not store.runs("sweep") or store.run(store.runs("sweep")[0].id).iteration < 1:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.1)
+        assert process.poll() is None, process.stderr.read()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    (sweep,) = store.runs("sweep")
+    before = results(store, sweep.id)
+    assert sweep.status == "crashed"
+    assert before.count("done") == 1
+    status, out, err = ask(capsys, "sweep", "--resume", "latest", "--runs", tmp_path)
+    assert status == 0, err
+    summary = json.loads(out.splitlines()[-1])
+    found = results(store, sweep.id)
+    assert (summary["run"], summary["done"], summary["status"]) == (sweep.id, 2, "done")
+    assert summary["best"]["value"] == max(point.value for point in found.points)
+    assert [point.parameters[RATE] for point in found.points] == [1e-4, 1e-2]
+    assert len(store.runs("train")) == 2
+    for point in found.points:
+        (run,) = point.runs
+        assert [row.iteration for row in store.events(run, kinds=("Started",))] == [0]
+        assert [row.iteration for row in store.events(run, kinds=("IterationDone",))] == [1, 2]
+    for point, old in zip(found.points, before.points, strict=False):
+        assert point.runs == old.runs
+        assert old.status != "done" or point.value == old.value
+    status, _, err = ask(capsys, "sweep", "--resume", sweep.id, "--runs", tmp_path)
+    assert status == 2
+    assert "there is nothing to resume" in err
+    store.close()
+
+
+def test_an_interrupted_command_stops_its_runs_and_says_how_to_go_on(tmp_path):
+    settings = ["--set", "iterations=1000", "--set", "compute.threads=1", "--over", f"{RATE}=1e-4,1e-3", "--runs", str(tmp_path)]
+    command = [sys.executable, "-m", "workbench", "sweep", "shapes", *small_settings(), *settings]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    store = Store(tmp_path)
+    while not any(run.iteration for run in store.runs("train")):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.1)
+        assert process.poll() is None, process.stderr.read()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    (sweep,), (run,) = store.runs("sweep"), store.runs("train")
+    assert process.returncode == 130
+    assert (sweep.status, run.status) == ("stopped", "stopped")
+    assert store.checkpoints(run.id)[-1] == run.iteration
+    assert f"python -m workbench sweep --resume {sweep.id} --runs {tmp_path}" in err
+    assert json.loads(out.splitlines()[-1])["status"] == "stopped"
+    assert resume_sweep(store, sweep.id) == sweep.id
+    assert (store.run(run.id).status, store.run(sweep.id).status) == ("queued", "queued")
+    store.close()

@@ -11,6 +11,7 @@ from workbench.cli.pretrain import pretrain
 from workbench.cli.reproduce import reproduce
 from workbench.cli.runs import runs_of_the_record
 from workbench.cli.sample import sample
+from workbench.cli.sweep import sweep
 from workbench.cli.train import train
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -18,6 +19,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "sample": sample,
     "evaluate": evaluate,
     "pretrain": pretrain,
+    "sweep": sweep,
     "runs": runs_of_the_record,
     "execute": execute,
     "reproduce": reproduce,

@@ -128,11 +128,12 @@ def rebuilt_search(store: Store, sweep: str) -> Search:
 
 
 def recorded_sweep(store: Store, run: str) -> Run:
-    """The run that is this sweep. Raises: ValueError: if there is none, or it is no sweep."""
-    found = store.run(run)
+    """The run that is this sweep, or the "latest" of them. Raises: ValueError: if there is none, or it is no sweep."""
+    sweeps = store.runs("sweep") if run == "latest" else []
+    found = sweeps[0] if sweeps else store.run(run)
     if found.kind != "sweep":
-        sweeps = ", ".join(run.id for run in store.runs("sweep")[:8]) or "none"
-        raise ValueError(f"run {found.id} is of kind {found.kind!r}, no sweep; the sweeps are: {sweeps}")
+        known = ", ".join(run.id for run in store.runs("sweep")[:8]) or "none"
+        raise ValueError(f"run {found.id} is of kind {found.kind!r}, no sweep; the sweeps are: {known}")
     return found
 
 
@@ -181,6 +182,11 @@ def fold_in(points: list[RecordedPoint], row: Row) -> None:
         points[number].pruned = row.data["step"]
     else:
         points[number].done = row.data
+
+
+def runs_of(store: Store, sweep: str) -> list[str]:
+    """The ids of the runs of a sweep, in the order in which they were queued."""
+    return [row.id for row in store.read(select(RUNS.c.id).where(RUNS.c.parent == sweep).order_by(RUNS.c.created))]
 
 
 def runs_by_id(store: Store, runs: Sequence[str]) -> dict[str, Run]:

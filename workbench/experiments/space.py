@@ -313,9 +313,11 @@ def resolved_axes(settings: SweepSettings) -> dict[str, tuple[Any, ...] | Range]
             axes[key] = axis.values(is_whole(settings, key, axis)) or axis
     if settings.search == "grid":
         if endless := [key for key, axis in axes.items() if isinstance(axis, Range)]:
-            low, high = (getattr(settings.space[endless[0]], end) for end in ("low", "high"))
+            axis = settings.space[endless[0]]
+            assert isinstance(axis, Range), "a tuple has an end"
+            typed = f"{axis.low:g}..{axis.high:g}{':log' if axis.log else ''}:5"
             raise ValueError(
-                f"{endless[0]}: a grid needs to know which values of the range to take, as in {low}..{high}:5 for five of them; "
+                f"{endless[0]}: a grid needs to know which values of the range to take, as in {typed} for five of them; "
                 "or choose the search random or tpe"
             )
         lengths = [len(axis) for axis in axes.values()]  # type: ignore[arg-type]
