@@ -40,13 +40,9 @@ def export(
 
             path = write_archive(record, found.id)
         else:
-            from workbench.jobs import Worker
             from workbench.report import write_report
-            from workbench.studio import Studio
 
-            worker = Worker()
-            path = write_report(record, Studio(record, worker).view(found))
-            worker.close(timeout=5)
+            path = write_report(record, found)
     if out is not None:
         path = Path(shutil.move(path, out))
     if as_json:

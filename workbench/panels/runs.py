@@ -90,7 +90,7 @@ def write(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
     elif what == "weights":
         path = export.write_weights(studio.store, run.id, asked.get("iteration"))
     else:
-        path = write_report(studio.store, studio.view(run))
+        path = write_report(studio.store, run)
     studio.serve(path.parent)
     return {"path": path.as_posix(), "name": path.name, "bytes": path.stat().st_size}
 
