@@ -1,6 +1,7 @@
 """A form made from the configuration models: labels, ranges, units and help are read from their fields, never written twice."""
 
 import json
+import re
 import types
 from collections.abc import Iterable, Mapping
 from html import escape
@@ -47,11 +48,16 @@ def knobs(config: BaseModel, keys: Iterable[str]) -> str:
         if isinstance(value, BaseModel):
             numbers = [name for name in type(value).model_fields if isinstance(getattr(value, name), int | float)]
             found.append(knobs(config, [f"{key}.{name}" for name in numbers]))
-        elif value is not None:
+        elif isinstance(node, BaseModel) and last in type(node).model_fields:
             info = type(node).model_fields[last]
             label = _label(last) if len(path) == 0 else f"{_label(last)} <span>{path[0]}</span>"
             found.append(_wrapped(key, label, info.description, _input(key, info, info.annotation, value)))
     return "".join(found)
+
+
+def under(prefix: str, html: str) -> str:
+    """A form whose fields have names of their own in a document that holds several."""
+    return re.sub(r'\b(id|for|aria-describedby)="([fh]-)', rf'\1="{prefix}-\2', html)
 
 
 def read(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,6 +206,8 @@ def _input(path: str, field: FieldInfo, annotation: Any, value: Any, *, describe
         return f'<input type="number" step="{step}" {names}{bounds} value="{value!r}">'
     if isinstance(value, tuple):
         return f'<input type="text" {names} value="{escape(", ".join(str(part) for part in value))}">'
+    if value is None:
+        return f'<input type="text" {names} value="">'
     limit = next((f' maxlength="{m.max_length}"' for m in field.metadata if isinstance(m, MaxLen)), "")
     return f'<input type="text" {names}{limit} value="{escape(str(value))}">'
 

@@ -152,8 +152,8 @@ def layout() -> str:
         for name, label in NAMES.items()
     )
     text = text.replace("<!-- data -->", choices)
-    text = text.replace("<!-- walk -->", _own_ids("walk", form.render(WalkSettings())))
-    return text.replace("<!-- lever -->", _own_ids("lever", form.render(Lever())))
+    text = text.replace("<!-- walk -->", form.under("walk", form.render(WalkSettings())))
+    return text.replace("<!-- lever -->", form.under("lever", form.render(Lever())))
 
 
 def _small(studio: Studio, work: Callable[[], T]) -> T:
@@ -174,11 +174,6 @@ def _recent(learner: PlaneLearner, figure: str) -> float | None:
 
 def _request(asked: Mapping[str, Any]) -> WalkRequest:
     return validated(WalkRequest, {**form.read(WalkSettings, asked["form"]), "data": asked["data"]})
-
-
-def _own_ids(prefix: str, html: str) -> str:
-    """Forms of several pages share one document, so their fields need names of their own there."""
-    return re.sub(r'\b(id|for|aria-describedby)="([fh]-)', rf'\1="{prefix}-\2', html)
 
 
 def _packed(points: Tensor) -> str:
