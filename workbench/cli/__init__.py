@@ -11,6 +11,7 @@ from workbench.cli.pretrain import pretrain
 from workbench.cli.reproduce import reproduce
 from workbench.cli.runs import runs_of_the_record
 from workbench.cli.sample import sample
+from workbench.cli.schedule import schedule
 from workbench.cli.sweep import sweep
 from workbench.cli.train import train
 
@@ -21,6 +22,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "pretrain": pretrain,
     "sweep": sweep,
     "runs": runs_of_the_record,
+    "schedule": schedule,
     "execute": execute,
     "reproduce": reproduce,
     "diff": diff,

@@ -5,11 +5,11 @@ the run's place in the queue, so that it happens exactly once, and a scheduler t
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice, takewhile
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
 import tzlocal
@@ -20,6 +20,8 @@ from sqlalchemy.exc import IntegrityError
 from workbench.config import Settings, validated
 from workbench.exact_json import from_json, to_json
 from workbench.experiments.durations import seconds_at_work
+from workbench.experiments.space import SweepSettings, check_sweep
+from workbench.experiments.sweeps import begin_sweep
 from workbench.experiments.triggers import At, Trigger, check_timezone, seconds_of, times
 from workbench.experiments.work import Work, checked, submit
 from workbench.records import DRIVEN, read_run
@@ -35,13 +37,20 @@ ON_TIME_SECONDS = 60.0
 _MOST_COUNTED = 1_000
 
 
+class SweepWork(Settings):
+    """A sweep, which has its own limits."""
+
+    kind: Literal["sweep"] = Field("sweep", description="what is begun")
+    config: dict[str, Any] = Field(description="the settings of the sweep")
+
+
 class Schedule(Settings):
     """What is to be run, when, and how much of it."""
 
     name: str = Field(
         pattern=r"^[a-z0-9][a-z0-9_-]{0,79}$", description="name: small letters, digits, - and _, at most 80 of them"
     )
-    work: Work = Field(description="what each firing runs")
+    work: Annotated[Work | SweepWork, Field(discriminator="kind")] = Field(description="what each firing runs")
     trigger: Trigger = Field(description="when")
     timezone: str = Field(default_factory=tzlocal.get_localzone_name, description="whose clock counts, as in Europe/Berlin")
     catch_up: Literal["latest", "all", "skip"] = Field(
@@ -242,7 +251,7 @@ class Schedules:
             _advance(connection, row, turn, now, "begun", run=run)
 
         try:
-            return submit(self._store, planned.schedule.work, origin=f"schedule {planned.schedule.name}", along=along)
+            return _begin(self._store, planned.schedule.work, f"schedule {planned.schedule.name}", along)
         except _Overtaken:
             pass
         except IntegrityError:
@@ -294,7 +303,10 @@ class Schedules:
 
     def _check(self, schedule: Schedule, now: float) -> None:
         """Raises: ValueError: if it would never fire, or could not."""
-        checked(schedule.work.kind, schedule.work.config)
+        if isinstance(schedule.work, Work):
+            checked(schedule.work.kind, schedule.work.config)
+        else:
+            check_sweep(validated(SweepSettings, schedule.work.config))
         if next(_times(schedule, now, now), None) is None:
             if isinstance(schedule.trigger, At):
                 raise ValueError(f"{schedule.trigger.moment} in {schedule.timezone} is past; choose a moment to come")
@@ -303,6 +315,12 @@ class Schedules:
     def _update(self, planned: Planned, values: dict[str, Any]) -> None:
         with self._store.writing() as connection:
             connection.execute(update(SCHEDULES).where(SCHEDULES.c.id == planned.id).values(values))
+
+
+def _begin(store: Store, work: Work | SweepWork, origin: str, along: Callable[[Connection, str], None]) -> str:
+    if isinstance(work, Work):
+        return submit(store, work, origin=origin, along=along)
+    return begin_sweep(store, validated(SweepSettings, work.config), origin=origin, along=along)
 
 
 class _Overtaken(Exception):

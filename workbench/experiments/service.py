@@ -3,11 +3,15 @@
 import time
 import traceback
 from collections.abc import Callable
+from typing import TypeVar
 
 from workbench.experiments.dispatch import Dispatcher
 from workbench.experiments.schedules import Schedules
 from workbench.experiments.sweeps import Sweeps
+from workbench.records import Run
 from workbench.store import Store
+
+T = TypeVar("T")
 
 
 class Service:
@@ -23,23 +27,27 @@ class Service:
         """What cannot go on, and why; empty where all is well."""
         return "; ".join(f"{what} cannot go on: {said}" for what, said in self._problems.items())
 
-    def tick(self) -> None:
-        """One round; nothing is waited for, and what goes wrong with one thing does not hold up the others."""
+    def tick(self) -> list[Run]:
+        """One round; nothing is waited for, and what goes wrong with one thing does not hold up the others.
+
+        Returns: the queued runs that were found finished.
+        """
         self._try("schedules", lambda: self._schedules.fire_due(time.time()))
         self._try("sweeps", self._sweeps.advance)
-        self._try("the queue", self.dispatcher.tick)
+        return self._try("the queue", self.dispatcher.tick) or []
 
     def close(self) -> None:
         """Let other processes go on at once; runs that were begun go on by themselves."""
         self._sweeps.close()
 
-    def _try(self, what: str, step: Callable[[], object]) -> None:
+    def _try(self, what: str, step: Callable[[], T]) -> T | None:
         try:
-            step()
+            done = step()
         except Exception as error:
             said = f"{type(error).__name__}: {error}"
             if self._problems.get(what) != said:
                 traceback.print_exc()
             self._problems[what] = said
-        else:
-            self._problems.pop(what, None)
+            return None
+        self._problems.pop(what, None)
+        return done
