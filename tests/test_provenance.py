@@ -84,7 +84,8 @@ def test_a_driver_says_what_it_is_before_the_first_event(store):
     assert told.prompts["train"].count == len(prompts)
     assert told.prompts["train"].sha256 == hashlib.sha256("\n".join(prompts).encode()).hexdigest()
     assert told.prompts["held_out"].sha256 != told.prompts["train"].sha256
-    assert told.code.commit == git(ROOT, "rev-parse", "HEAD").strip() or told.code.note
+    assert told.code.commit == code_of(ROOT).commit
+    assert (told.code.commit is None) == (not (ROOT / ".git").exists())
     assert told.notes == ()
 
 

@@ -11,12 +11,12 @@ import torch
 from sqlalchemy import update
 from toy_run import SMALL, toy_config, toy_events
 
+from workbench.__main__ import main
 from workbench.branching import branched_config
 from workbench.events import GroupsScored
 from workbench.exact_json import from_json, to_json
 from workbench.experiments.comparison import compare
 from workbench.experiments.differences import difference
-from workbench.experiments.dispatch import Dispatcher
 from workbench.experiments.execute import execute, loop
 from workbench.experiments.queue import Queue
 from workbench.experiments.reproduce import reproduce, since, worktree
@@ -292,7 +292,7 @@ def test_final_tensors_that_are_gone_or_damaged_are_told(store):
 # What differs
 
 
-def test_two_runs_differ_in_what_they_were_set_to(store, capsys):
+def test_two_runs_differ_in_what_they_were_set_to(store):
     one, other = recorded(store, 4), recorded(store, 3)
     found = difference(store, one, other)
     assert [tuple(each) for each in found.config] == [("iterations", 4, 3)]
@@ -324,17 +324,18 @@ def test_two_runs_differ_in_what_they_were_made_with(store):
     assert difference(store, one, other).notes == (f"run {other} does not say what it was made with",)
 
 
-@pytest.mark.parametrize("as_json", [False, True])
-def test_the_command_tells_what_differs(store, as_json):
+def test_the_command_tells_what_differs(store, capsys):
     one, other = recorded(store, 4), recorded(store, 3)
-    command = [sys.executable, "-m", "workbench", "diff", one, other, "--runs", str(store.location), *["--json"] * as_json]
-    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
-    if as_json:
-        told = from_json(made.stdout)
-        assert (told["same"], told["config"]) == (False, [{"name": "iterations", "one": 4, "other": 3}])
-    else:
-        assert "Settings" in made.stdout
-        assert "iterations" in made.stdout
+    where = ["--runs", str(store.location)]
+    assert main(["diff", one, other, "--json", *where]) == 0
+    told = from_json(capsys.readouterr().out)
+    assert (told["same"], told["config"]) == (False, [{"name": "iterations", "one": 4, "other": 3}])
+    main(["diff", one, other, *where])
+    shown = capsys.readouterr().out
+    assert "Settings" in shown
+    assert "iterations" in shown
+    main(["diff", one, one, *where])
+    assert "nothing differs" in capsys.readouterr().out
 
 
 # The code of then
@@ -394,12 +395,3 @@ def test_code_that_cannot_come_back_is_refused_with_the_reason(store, repository
     made_at(store, run, code.model_copy(update={"commit": None, "note": "there is no git here"}))
     with pytest.raises(ValueError, match="does not say of which commit it was made: there is no git here"), worktree(store, run):
         pass
-
-
-def test_a_queued_reproduction_is_driven_by_a_process_of_its_own(store):
-    run = trained(store)
-    new = reproduce(store, run)
-    dispatcher = Dispatcher(store, only={new})
-    while not dispatcher.tick():
-        pass
-    assert compare(store, run, new).verdict == "exact"

@@ -8,7 +8,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import secrets
 import shlex
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 import workbench
 from workbench.masking import masked
 from workbench.processes import this_process
+from workbench.whole_file import whole_file
 
 if TYPE_CHECKING:
     from workbench.contracts import Extension
@@ -160,7 +160,8 @@ def record_provenance(store: "Store", run: str, *, iteration: int = 0) -> Proven
         if told.code.changes:
             told = told.model_copy(update={"code": _with_patch(told.code, folder, earlier)})
         entries = [entry.model_dump(mode="json") for entry in (*earlier, told)]
-        _write(folder / FILE, json.dumps({"format": _FORMAT, "version": 1, "drivers": entries}, indent=1).encode() + b"\n")
+        with whole_file(folder / FILE) as hidden:
+            hidden.write_text(json.dumps({"format": _FORMAT, "version": 1, "drivers": entries}, indent=1) + "\n")
     return told
 
 
@@ -272,7 +273,8 @@ def _with_patch(code: Code, folder: Path, earlier: Sequence[Provenance]) -> Code
             return code.model_copy(update={"patch": entry.code.patch})
     number = len({entry.code.patch for entry in earlier if entry.code.patch}) + 1
     name = "changes.patch" if number == 1 else f"changes-{number}.patch"
-    _write(folder / name, code.changes)
+    with whole_file(folder / name) as hidden:
+        hidden.write_bytes(code.changes)
     return code.model_copy(update={"patch": name})
 
 
@@ -351,10 +353,10 @@ def _devices() -> tuple[str, ...]:
 def _parts(kind: str, config: Mapping[str, Any], notes: list[str]) -> "tuple[Any, list[tuple[str, Extension | Path]]]":
     """The task of a run, and what it loads: extensions, or files, each by its name."""
     try:
-        if kind == "train":
-            from workbench.config import parse_config
+        if kind == "train" or (kind == "notebook" and "objective" in config):  # a notebook's training adds its settings
+            from workbench.config import RunConfig, parse_config
 
-            settings = parse_config(config)
+            settings = parse_config({name: value for name, value in config.items() if name in RunConfig.model_fields})
             trained, judging = (each.reward for each in settings.rewards), (each.reward for each in settings.eval_rewards)
             loaded: list[Any] = [settings.model, *trained, *judging]
             return settings.task, [(extension.name, extension) for extension in loaded]
@@ -440,13 +442,3 @@ def _file_in_words(file: Weights) -> str:
 
 def _when(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-
-
-def _write(path: Path, content: bytes) -> None:
-    """All of a file or nothing."""
-    hidden = path.with_name(f".{path.name}.writing-{secrets.token_hex(4)}")
-    try:
-        hidden.write_bytes(content)
-        os.replace(hidden, path)
-    finally:
-        hidden.unlink(missing_ok=True)

@@ -1,6 +1,5 @@
 """What somebody did to a run while it went on, done again at the same iterations to a run that repeats it."""
 
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from workbench.events import CheckpointReady, Controls, Event, IterationDone
+from workbench.whole_file import whole_file
 
 if TYPE_CHECKING:
     from workbench.jobs import Start
@@ -57,12 +57,15 @@ def replay_of(run: "Run", rows: "Sequence[Row]", drivers: "Sequence[Provenance]"
     for row in rows:
         if row.kind == "Changed":
             changes[row.iteration] = changes.get(row.iteration, {}) | row.data["changes"]
+    reached = max((row.iteration for row in rows if row.kind == "IterationDone"), default=0)
+    ended_early = run.status != "done" and reached != run.iterations
+    fails_again = run.kind == "notebook" and run.status == "failed"
     return Replay(
         of=run.id,
-        until=None if run.status == "done" else max((row.iteration for row in rows if row.kind == "IterationDone"), default=0),
+        until=reached if ended_early and not fails_again else None,
         threads=_threads(drivers, rows),
         changes=changes,
-        samples=_iterations(rows, "Sampled") if run.kind == "train" else (),  # a pretraining draws its sheets by itself
+        samples=() if run.kind == "pretrain" else _iterations(rows, "Sampled"),  # that draws its sheets by itself
         saves=_iterations(rows, "CheckpointReady"),
     )
 
@@ -109,12 +112,8 @@ def read_replay(path: Path) -> Replay | None:
 
 def write_replay(replay: Replay, folder: Path) -> None:
     """Write it into a run's directory, all of it or nothing. Raises: OSError: if the disk refuses."""
-    hidden = folder / f".{FILE}.writing-{secrets.token_hex(4)}"
-    try:
+    with whole_file(folder / FILE) as hidden:
         hidden.write_text(replay.model_dump_json(indent=1) + "\n")
-        hidden.replace(folder / FILE)
-    finally:
-        hidden.unlink(missing_ok=True)
 
 
 def _threads(drivers: "Sequence[Provenance]", rows: "Sequence[Row]") -> tuple[tuple[int, int], ...]:

@@ -17,17 +17,18 @@ def export(
         bool, typer.Option("--weights", help="averaged weights: safetensors, or a LoRA adapter in peft's format")
     ] = False,
     archive: Annotated[bool, typer.Option("--archive", help="one zip with everything, for: runs import FILE")] = False,
+    notebook: Annotated[bool, typer.Option("--notebook", help="a notebook with parameters that repeats the run")] = False,
     checkpoint: Checkpoint = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="where to put it instead of the run's folder")] = None,
     runs: Runs = "runs",
     store: StoreUrl = None,
     as_json: Json = False,
 ) -> None:
-    """Write a report, the weights or an archive of a run to a file; --checkpoint is for --weights."""
-    if report + weights + archive != 1:
-        raise BadArguments("choose one of --report, --weights and --archive")
+    """Write a report, the weights, an archive or a notebook of a run to a file; --checkpoint is for --weights."""
+    if report + weights + archive + notebook != 1:
+        raise BadArguments("choose one of --report, --weights, --archive and --notebook")
     if checkpoint is not None and not weights:
-        raise BadArguments("--checkpoint chooses the weights; a report and an archive hold the whole run")
+        raise BadArguments("--checkpoint chooses the weights; all else is of the whole run")
     record = open_store(runs, store)
     with bad_arguments():
         found = record.run(run)
@@ -39,6 +40,10 @@ def export(
             from workbench.export import write_archive
 
             path = write_archive(record, found.id)
+        elif notebook:
+            from workbench.experiments.as_notebook import write_notebook
+
+            path = write_notebook(record, found.id)
         else:
             from workbench.report import write_report
 

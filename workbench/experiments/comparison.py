@@ -1,14 +1,17 @@
 """Whether one run repeats another: every recorded event field by field, pictures by their pixels, and the final tensors."""
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 
 from workbench.checkpoints import CheckpointError
 from workbench.experiments.differences import Difference, between
+from workbench.experiments.papermilling import NOTEBOOK
 from workbench.pictures import read_sprite
 from workbench.provenance import read_provenance
 from workbench.records import Row, Run
@@ -27,11 +30,11 @@ PIXEL_LEVELS = 2
 
 _KINDS = (  # in the order that they have inside an iteration
     *("Started", "GroupsScored", "IterationDone", "Evaluated", "PreflightDone", "Sampled", "CheckpointReady", "Changed"),
-    "Finished",
+    *("Reported", "Finished"),
 )
 _OPTIONAL = ("Sampled", "CheckpointReady")  # made on request as well: compared where both have them
 _IGNORED = {"seconds", "time", "images_per_second", "config"}  # the last is compared as what it is, the run's settings
-_FACTS = {"trained_parameters", "parameters", "latent_shape", "stages", "iterations"}  # all else is about the machine
+_FACTS = {"trained_parameters", "parameters", "latent_shape", "stages"}  # all else is about the machine
 
 
 class Place(NamedTuple):
@@ -93,6 +96,8 @@ def compare(store: Store, one: str, other: str, tolerance: float = TOLERANCE) ->
     runs = store.run(one), store.run(other)
     found = _Comparing(store, runs, tolerance)
     found.compare_events()
+    if not found.events:
+        found.compare_outputs()
     found.compare_tensors()
     found.compare_environment()
     return found.result()
@@ -113,8 +118,6 @@ class _Comparing:
     def result(self) -> Comparison:
         first = self.places[0][0] if self.places else None
         beyond = next((place for place, far in self.places if far), None)
-        if not self.events:
-            self.notes.append("neither run recorded an event, so nothing but their ends could be compared")
         return Comparison(
             one=self.runs[0].id,
             other=self.runs[1].id,
@@ -183,6 +186,20 @@ class _Comparing:
             place = Place(here.kind, here.iteration, f"{name}, picture {worst}", "pixels", f"up to {levels} of 255 levels apart")
             self.places.append((place, levels > PIXEL_LEVELS))
 
+    def compare_outputs(self) -> None:
+        """What the cells of two notebooks show, where they recorded nothing else."""
+        shown = [_outputs(self.store.folder(run.id) / NOTEBOOK) for run in self.runs]
+        if any(cells is None for cells in shown):
+            if self.runs[0].status != self.runs[1].status:
+                self.note(Place("end", 0, "status", self.runs[0].status, self.runs[1].status), math.inf)
+            self.notes.append("neither run recorded an event, so nothing but their ends could be compared")
+            return
+        one, other = shown
+        for field, a, b, distance in _differing(one, other, ""):
+            cell = field.partition(".")[0]
+            self.note(Place("output", int(cell) if cell.isdecimal() else 0, field, a, b), distance)
+        self.events = len(one or ())
+
     def compare_tensors(self) -> None:
         kept = [self.store.checkpoints(run.id) for run in self.runs]
         mine = [iteration for iteration in kept[0] if iteration <= self.limit]
@@ -227,6 +244,17 @@ def _end(run: Run, rows: Sequence[Row]) -> float:
     if run.status == "done":
         return math.inf
     return max((row.iteration for row in rows if row.kind == "IterationDone"), default=0)
+
+
+def _outputs(path: Path) -> list[Any] | None:
+    """What the cells of a notebook show, a list for each; None where there is no such notebook."""
+    try:
+        cells = json.loads(path.read_bytes())["cells"]
+        return [
+            [{name: each.get(name) for name in ("data", "text", "ename")} for each in cell.get("outputs", ())] for cell in cells
+        ]
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
 
 
 def _keyed(rows: Sequence[Row], limit: float, ended: bool) -> dict[tuple[int, str, int], Row]:

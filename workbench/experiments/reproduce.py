@@ -15,9 +15,10 @@ from sqlalchemy import Connection, update
 
 from workbench.branching import branch_state
 from workbench.checkpoints import CheckpointError, write_checkpoint
-from workbench.config import parse_config
+from workbench.config import RunConfig, parse_config
 from workbench.events import CheckpointReady
 from workbench.exact_json import to_json
+from workbench.experiments import papermilling
 from workbench.experiments.differences import Differences, between
 from workbench.experiments.executors import LOG, LocalProcess, command, environment
 from workbench.experiments.queue import LANE, Entry, enqueue
@@ -32,7 +33,6 @@ TAG = "reproduction"
 """Among the tags of a run that repeats another; that one is its parent."""
 
 _GIT_SECONDS = 120.0
-_OWN_SOURCE = "source.ipynb"  # the notebook as it was, in the directory of a notebook's run
 
 
 def reproduce(store: Store, run: str, *, command: str = "", lane: str = LANE) -> str:
@@ -54,6 +54,11 @@ def reproduce(store: Store, run: str, *, command: str = "", lane: str = LANE) ->
         )
     replay = replay_of(found, store.events(found.id), read_provenance(store, found.id))
     begin = _beginning(store, found)
+    own = store.folder(found.id) / papermilling.SOURCE
+    if found.kind == "notebook" and not own.is_file():
+        raise ValueError(
+            f"run {found.id} is a notebook that was run by hand, so its cells were not recorded; run it through the queue"
+        )
 
     def along(connection: Connection, new: str) -> None:
         folder = store.folder(new)
@@ -62,13 +67,16 @@ def reproduce(store: Store, run: str, *, command: str = "", lane: str = LANE) ->
             if begin is not None:
                 write_checkpoint(folder / "checkpoints", new, begin)
             if found.kind == "notebook":
-                shutil.copyfile(store.folder(found.id) / _OWN_SOURCE, folder / _OWN_SOURCE)
+                shutil.copyfile(own, folder / papermilling.SOURCE)
         connection.execute(update(RUNS).where(RUNS.c.id == new).values(tags=to_json([TAG])))
         enqueue(connection, Entry(new, lane))
 
+    settings = found.config
+    if found.kind == "notebook":  # its training adds its own settings again
+        settings = {name: value for name, value in settings.items() if name not in RunConfig.model_fields}
     title = f"Reproduction of {found.title}"[:TITLE_LENGTH]
     origin = f"reproduction of {found.id}"
-    return store.create(found.kind, found.config, title=title, origin=origin, command=command, parent=found.id, along=along)
+    return store.create(found.kind, settings, title=title, origin=origin, command=command, parent=found.id, along=along)
 
 
 def since(store: Store, run: str) -> Differences | None:
