@@ -7,6 +7,7 @@ from workbench.cli.doctor import doctor
 from workbench.cli.evaluate import evaluate
 from workbench.cli.execute import execute
 from workbench.cli.export import export
+from workbench.cli.notebook import notebook
 from workbench.cli.pretrain import pretrain
 from workbench.cli.reproduce import reproduce
 from workbench.cli.runs import runs_of_the_record
@@ -20,6 +21,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "sample": sample,
     "evaluate": evaluate,
     "pretrain": pretrain,
+    "notebook": notebook,
     "sweep": sweep,
     "runs": runs_of_the_record,
     "schedule": schedule,

@@ -69,6 +69,14 @@ class Screen:
         """A line that stays, above the bars."""
         self._console.print(text, markup=False)
 
+    def cells(self, done: int, total: int) -> None:
+        """Show how far a notebook has come."""
+        self._progress.update(self._run, completed=done, total=total)
+        self._progress.update(self._stage, description=f"cell {min(done + 1, total)}")
+        if not self._live and (done == total or time.monotonic() - self._last_line > _QUIET_SECONDS):
+            self._last_line = time.monotonic()
+            self.say(f"{done} of {total} cells are done")
+
     def event(self, event: "Event") -> None:
         """Show what happened. Events are told apart by name, so that this file stays light to import."""
         match type(event).__name__:
