@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy import stats
+from scipy import ndimage, stats
 from torch import Tensor
 
 from workbench.config import GRPOConfig, Settings, WeightedReward
@@ -145,12 +145,9 @@ def summarise(values: Tensor, told_by: Sequence[str]) -> Summary:
         return Summary(None, None, None, 0, 0, len(numbers), None, None)
     unique = np.unique_counts(finite).counts
     _, group, size = np.unique(groups, return_inverse=True, return_counts=True)
-    mean = np.bincount(group, finite) / size
-    spread = np.sqrt(np.bincount(group, (finite - mean[group]) ** 2) / size)[size > 1]
-    lowest, highest = np.full(len(size), np.inf), np.full(len(size), -np.inf)
-    np.minimum.at(lowest, group, finite)
-    np.maximum.at(highest, group, finite)
-    alike = (lowest == highest)[size > 1]
+    several = np.flatnonzero(size > 1)
+    spread = ndimage.standard_deviation(finite, group, several)
+    alike = ndimage.minimum(finite, group, several) == ndimage.maximum(finite, group, several)
     return Summary(
         float(finite.mean()),
         float(finite.min()),

@@ -1,15 +1,11 @@
 """What the framework costs: one training iteration against the bare passes through the networks that it cannot do without."""
 
 import re
-import shutil
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import pairwise
@@ -18,6 +14,7 @@ from typing import Any
 
 import torch
 
+from workbench.benchmarks.serving import CHROMIUM_FLAGS, ROOT, chromium, serving
 from workbench.config import RunConfig, configure
 from workbench.events import CheckpointReady, Event, IterationDone
 from workbench.jobs import Job
@@ -27,7 +24,6 @@ from workbench.samplers.ode import deterministic_step
 from workbench.store import Store
 from workbench.train import train
 
-APP = Path(__file__).parents[2] / "app.py"
 ENDLESS = 1_000_000  # iterations
 
 
@@ -127,7 +123,7 @@ def bench_overhead(
         recorded, checkpoints = _measure_recorded(store, config, bare, pairs)
         _say(progress, "overhead: with the store measured")
         watched = None
-        if page and APP.is_file() and find_spec("playwright") is not None:
+        if page and (ROOT / "app.py").is_file() and find_spec("playwright") is not None:
             watched, _ = _measure_recorded(store, config, bare, pairs, page=True)
             _say(progress, "overhead: with a live page measured")
         store.close()
@@ -205,21 +201,10 @@ def _live_page(folder: Path, run: str) -> Iterator[Callable[[], int]]:
     """The dashboard in a process of its own, open on a run in a browser; yields what tells the iteration that it shows."""
     from playwright.sync_api import sync_playwright
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, str(APP), "--runs", str(folder), "--port", str(port)]
-    with ExitStack() as stack:
-        app = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-        stack.callback(app.terminate)
-        assert app.stdout is not None
-        if not any("is ready" in line for line in app.stdout):
-            raise RuntimeError(f"the dashboard did not start: {' '.join(command)}")
-        chromium = stack.enter_context(sync_playwright()).chromium
-        browser = chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
-        stack.callback(browser.close)
+    with serving(folder) as url, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=list(CHROMIUM_FLAGS))
         page = browser.new_page()
-        page.goto(f"http://127.0.0.1:{port}/?run={run}")
+        page.goto(f"{url}?run={run}")
         fact = page.locator('[data-fact="iteration"]')
         yield lambda: max(int(number) for number in ["-1", *re.findall("^[0-9]+", fact.inner_text())])
 
