@@ -438,6 +438,18 @@ class Store:
             if not connection.execute(delete(VOTES).where(VOTES.c.id == vote)).rowcount:
                 raise ValueError(f"there is no vote {vote} to take back")
 
+    @contextmanager
+    def disk(self, folder: Path) -> Iterator[None]:
+        """Where files of runs are written. Raises: StoreError: if the disk refuses; says what can be done."""
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise StoreError(
+                f"cannot write in {folder}: {reason}; free some space, make it writable or choose another folder. "
+                "What was recorded before is still there."
+            ) from error
+
     # Inside
 
     def _forget(self, connection: Connection, runs: Sequence[str]) -> None:
@@ -546,17 +558,6 @@ class Store:
             else:
                 remedy = "free some space or make it writable; what was recorded before is still there"
             raise StoreError(f"the database of runs in {self.location} cannot be used: {reason}; {remedy}") from error
-
-    @contextmanager
-    def disk(self, folder: Path) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise StoreError(
-                f"cannot write in {folder}: {reason}; free some space, make it writable or choose another folder. "
-                "What was recorded before is still there."
-            ) from error
 
 
 def _progress_of(event: Event) -> dict[str, Any]:

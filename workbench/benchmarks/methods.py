@@ -227,7 +227,7 @@ def run_method(
     config = method_config(chosen, method, seed)
     run = _Run(config, chosen)
     learner = Learner(config, make_accelerator(config))
-    frozen = learner.policy._frozen
+    frozen = learner.policy.frozen
     error = None
     with counted(learner.policy.generator.network, frozen) as spent:
         controls = Controls()

@@ -32,15 +32,15 @@ class Policy:
         precision: Literal["no", "bf16", "fp16"] = "no",
     ) -> None:
         self.generator: Generator = model.load(device)
-        self._frozen: nn.Module | None = None
+        self.frozen: nn.Module | None = None  # the reference, where it is a network of its own
         network = self.generator.network.eval()  # no dropout: the update must see the network that sampled
         if adapter == "lora":
             network = self.generator.network = _with_adapters(network, model, rank, alpha, seed)
         else:
             network.requires_grad_(True)
-            self._frozen = deepcopy(network).requires_grad_(False)
+            self.frozen = deepcopy(network).requires_grad_(False)
         if precision != "no":  # after the copy: a wrapped `forward` is bound to the network that it was taken from
-            for module in filter(None, (network, self._frozen)):
+            for module in filter(None, (network, self.frozen)):
                 module.forward = torch.autocast(device.type, _DTYPES[precision])(module.forward)
         self.parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
 
@@ -49,11 +49,11 @@ class Policy:
         """The generator as it was before training; flow maps must be bound inside."""
         network = self.generator.network
         with torch.no_grad():
-            if self._frozen is None:
+            if self.frozen is None:
                 with network.disable_adapter():  # type: ignore[operator]
                     yield self.generator
                 return
-            self.generator.network = self._frozen
+            self.generator.network = self.frozen
             try:
                 yield self.generator
             finally:
@@ -81,7 +81,7 @@ class Policy:
             parameter.copy_(tensors[name])
         if scale == 1.0:
             return
-        reference = dict(self._frozen.named_parameters()) if self._frozen is not None else {}
+        reference = dict(self.frozen.named_parameters()) if self.frozen is not None else {}
         for name, parameter in self.parameters.items():
             if name in reference:
                 parameter.copy_(torch.lerp(reference[name].float(), parameter.float(), scale))
