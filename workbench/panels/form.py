@@ -55,6 +55,17 @@ def knobs(config: BaseModel, keys: Iterable[str]) -> str:
     return "".join(found)
 
 
+def key_values(text: str) -> dict[str, str]:
+    """Settings as people type them, one `key = value` on a line. Raises: ValueError: names the line that is not."""
+    found = {}
+    for line in filter(None, map(str.strip, text.splitlines())):
+        key, equals, content = line.partition("=")
+        if not equals or not key.strip():
+            raise ValueError(f"write one KEY = VALUE on a line, as in grpo.group_size = 16; got {line!r}")
+        found[key.strip()] = content.strip()
+    return found
+
+
 def under(prefix: str, html: str) -> str:
     """A form whose fields have names of their own in a document that holds several."""
     return re.sub(r'\b(id|for|aria-describedby)="([fh]-)', rf'\1="{prefix}-\2', html)

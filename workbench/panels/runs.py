@@ -11,6 +11,7 @@ from workbench.branching import branched_config, compared
 from workbench.config import parse_config
 from workbench.figures.overlay import Curve, overlay
 from workbench.health import held_out_reward, rollout_steps
+from workbench.panels import form
 from workbench.panels.charts import chart_card
 from workbench.panels.page import ASSETS, Page, Parts, sprite, value
 from workbench.records import Run
@@ -49,7 +50,7 @@ def checkpoints(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
 def branch(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
     """A new run from a checkpoint, with the settings that were changed: one `key = value` on a line."""
     found, iteration = studio.store.run(asked["run"]), int(asked["iteration"])
-    changes = _changes(asked.get("changes", ""))
+    changes = form.key_values(asked.get("changes", ""))
     config = branched_config(studio.settings(found, iteration).model_copy(update={"title": found.title}), iteration, changes)
     return {"run": studio.branch(found.id, iteration, config)}
 
@@ -199,17 +200,6 @@ def _curve(view: View, name: str, metric: str) -> Curve:
     began = history.times[0][1] - history.seconds[0][1] if history.times else 0.0
     clock = {at: moment - began for at, moment in history.times}
     return Curve(name, points, [clock.get(at, 0.0) for at, _ in points], sparse)
-
-
-def _changes(text: str) -> dict[str, str]:
-    """Dotted settings as people type them, one `key = value` on a line. Raises: ValueError: names the line that is not."""
-    found = {}
-    for line in filter(None, (line.strip() for line in text.splitlines())):
-        key, equals, setting = line.partition("=")
-        if not equals or not key.strip():
-            raise ValueError(f"a change reads KEY = VALUE, as in grpo.group_size = 16; got {line!r}")
-        found[key.strip()] = setting.strip()
-    return found
 
 
 def _told(setting: Any) -> str:

@@ -1,6 +1,6 @@
 // Charts: figures come from the server as data; here they get the page's colours, keep their zoom, and are drawn only while in view.
 window.workbench.charts = (() => {
-  const wb = window.workbench;
+  const wb = window.workbench, { colour } = wb;
   const waiting = new Map(), drawn = new Map();
   let plotly = null;
 
@@ -12,14 +12,14 @@ window.workbench.charts = (() => {
     document.head.append(script);
   });
 
-  const colour = (name) => getComputedStyle(wb.root).getPropertyValue(name).trim();
   const themed = (layout) => {
     const ink = colour("--soft"), line = colour("--line"), card = colour("--card");
     const axis = { gridcolor: line, linecolor: line, tickcolor: line, color: ink };
     const { title, meta, ...rest } = layout;
+    const axes = Object.keys({ xaxis: 0, yaxis: 0, ...rest }).filter((name) => /^[xy]axis\d*$/.test(name));
     return {
       ...rest, showlegend: false, autosize: true, font: { family: "system-ui, sans-serif", size: 12, color: ink },
-      xaxis: { ...layout.xaxis, ...axis }, yaxis: { ...layout.yaxis, ...axis },
+      ...Object.fromEntries(axes.map((name) => [name, { ...layout[name], ...axis }])),
       hoverlabel: { bgcolor: card, bordercolor: line, font: { color: colour("--ink") } },
     };
   };
