@@ -19,6 +19,7 @@ from workbench.jobs import Job
 from workbench.masking import is_secret, masked
 from workbench.models.embedded import shipped_weights
 from workbench.provenance import FILE, LARGEST_PATCH, code_of, collect, read_provenance, record_provenance, summary, weights_of
+from workbench.report import report
 from workbench.store import Store
 
 ROOT = Path(__file__).parent.parent
@@ -235,6 +236,20 @@ def test_a_summary_says_it_in_words_and_leaves_out_what_is_not_there():
     assert "Not known" not in words
 
 
+def test_a_report_shows_it_folded_and_says_where_it_is_damaged(store):
+    run = created(store, command="python -m workbench train --set title='<b>'")
+    driven(store, run)
+    page = report(store, store.run(run))
+    assert "Code, packages and machine" in page
+    assert f"<td>{torch.__version__}, {torch.get_num_threads()} thread" in page
+    assert "&lt;b&gt;" in page
+    assert f"<td>{read_provenance(store, run)[0].packages['pydantic']}</td>" in page
+    (store.folder(run) / FILE).write_text("")
+    assert "is damaged" in report(store, store.run(run))
+    (store.folder(run) / FILE).unlink()
+    assert "Code, packages and machine" not in report(store, store.run(run))
+
+
 # Secrets
 
 
@@ -279,6 +294,7 @@ sys.argv = ["app.py", "--auth", "me:{secrets["option"]}", "--store", "postgresql
 from toy_run import toy_config, toy_events
 from workbench.cli.drive import command_line
 from workbench.jobs import Job
+from workbench.report import report
 from workbench.store import Store
 store = Store({str(tmp_path / "runs")!r}, "sqlite:///{database}?password={secrets["url"]}")
 config = toy_config(2, **{{"grpo.groups": 2}})

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from sqlalchemy import update
+from toy_notebooks import PARAMETERS, write_notebook
 from toy_run import SMALL, toy_config, toy_events
 
 from workbench.__main__ import main
@@ -18,6 +19,7 @@ from workbench.exact_json import from_json, to_json
 from workbench.experiments.comparison import compare
 from workbench.experiments.differences import difference
 from workbench.experiments.execute import execute, loop
+from workbench.experiments.notebooks import VARIABLE
 from workbench.experiments.queue import Queue
 from workbench.experiments.reproduce import reproduce, since, worktree
 from workbench.experiments.work import Work, submit
@@ -186,6 +188,30 @@ def test_a_pretraining_and_a_branch_are_reproduced(store, tmp_path):
     store.delete(parent)
     with pytest.raises(ValueError, match=rf"of run {parent}, which is missing: run {parent} was deleted"):
         reproduce(store, branch)
+
+
+def test_a_notebooks_run_is_repeated_as_it_was_though_the_notebook_has_changed(store, tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "notebooks"))
+    write_notebook(tmp_path / "notebooks", "toy", PARAMETERS, "print(x, words)", "x / 7")
+    work = Work(kind="notebook", config={"notebook": "toy", "parameters": {"x": 3}})
+    run = submit(store, work, origin="test")
+    assert execute(store, run).error is None
+    Queue(store).settle()
+    write_notebook(tmp_path / "notebooks", "toy", PARAMETERS, "print('something else')")
+    new = again(store, run)
+    found = compare(store, run, new)
+    assert (found.verdict, found.notes) == ("exact", ())
+    assert found.events > 3  # its cells
+    assert store.run(new).config == store.run(run).config
+    assert len(read_provenance(store, run)) == 1
+    output = store.folder(new) / "notebook.ipynb"
+    output.write_text(output.read_text().replace("0.428", "0.429"))
+    found = compare(store, run, new)
+    assert (found.verdict, found.first.kind) == ("different", "output")
+    by_hand = store.create("notebook", store.run(run).config, title="by hand", origin="notebook")
+    store.set_status(by_hand, "done")
+    with pytest.raises(ValueError, match="run by hand, so its cells were not recorded"):
+        reproduce(store, by_hand)
 
 
 def test_what_cannot_be_reproduced_is_refused_and_leaves_nothing(store):

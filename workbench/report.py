@@ -18,6 +18,7 @@ from workbench.figures import FIGURES
 from workbench.health import rollout_steps, verdicts
 from workbench.history import History, Recorded
 from workbench.pictures import data_sheet, read_sprite
+from workbench.provenance import read_provenance, summary
 from workbench.records import Run, resumable, when
 from workbench.store import Store
 from workbench.whole_file import whole_file
@@ -55,6 +56,7 @@ def report(store: Store, run: Run) -> str:
         layouts={name: figure.layout for name, figure in drawn.items()},
         facts=_facts(run, history, checkpoints),
         settings=flat(run.config),
+        drivers=_drivers(store, run),
         figures={name: json.loads(figure.to_json()) for name, figure in drawn.items()},
         plotly=library(),
     )
@@ -70,6 +72,15 @@ def library() -> str:
 @cache
 def _template() -> Any:
     return Environment(autoescape=True).from_string((files("workbench") / "report.html").read_text())
+
+
+def _drivers(store: Store, run: Run) -> list[dict[str, Any]]:
+    """What each process that drove the run said of itself; a damaged file is told instead."""
+    try:
+        found = read_provenance(store, run.id)
+    except ValueError as error:
+        return [{"said": [("Not known", str(error))], "packages": {}}]
+    return [{"said": summary(told), "packages": told.packages} for told in found]
 
 
 def _sheets(store: Store, run: Run, history: History) -> list[dict[str, Any]]:
@@ -114,7 +125,7 @@ def _interval(measure: dict[str, float] | None) -> str:
 def _facts(run: Run, history: History, checkpoints: list[int]) -> dict[str, Any]:
     own = {
         "run": run.id,
-        "parent": f"{run.parent}, after iteration {run.branched}" if run.parent else "none",
+        "parent": (run.parent or "none") + (f", after iteration {run.branched}" if run.branched is not None else ""),
         "started from": run.origin,
         "command": run.command or "none",
         "created": when(run.created),

@@ -63,8 +63,11 @@ def supervise(store: "Store", run: "Run", entry: "Entry", interrupted: Callable[
     if store.run(run.id).wanted == "stop":
         store.set_status(run.id, "stopped")
         return
+    from workbench.provenance import record_provenance
+
     try:
         _keep_source(store, run)
+        record_provenance(store, run.id)
         papermill = _Papermill(store, run)
     except (ValueError, OSError) as error:
         store.set_status(run.id, "failed", str(error))
