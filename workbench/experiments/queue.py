@@ -81,9 +81,9 @@ class Queue:
             return None
         with self._store.writing() as connection:
             host, pid, started = this_process()
+            found = connection.execute(query).one_or_none()  # first: whoever takes it before counts among those that go on
             begun = QUEUE.c.taken.is_not(None) & QUEUE.c.lane.in_(lanes) & (QUEUE.c.host == host)
             going_on = list(connection.execute(select(QUEUE.c.device).where(begun)).scalars())
-            found = connection.execute(query).one_or_none()
             if found is None or (only is None and len(going_on) >= slots):
                 return None
             values: dict[str, Any] = {"taken": now, "host": host, "pid": pid, "process_started": started}
