@@ -1,18 +1,14 @@
 """Sweeps: what they accept, which points they try, how poor ones end early; that a process that dies costs nothing."""
 
-import contextlib
 import json
 import math
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from sqlalchemy import update
-from toy_run import SMALL
+from toy_notebooks import write_notebook
 
 from workbench.__main__ import main
 from workbench.config import configure, validated
@@ -20,7 +16,7 @@ from workbench.events import IterationDone
 from workbench.experiments.dispatch import Dispatcher
 from workbench.experiments.points import rebuilt_search, results
 from workbench.experiments.search import Search
-from workbench.experiments.space import Range, SweepSettings, read_axis, value_of
+from workbench.experiments.space import Range, SweepSettings, read_axis, resolved_axes, value_of
 from workbench.experiments.sweeps import Sweep, Sweeps, begin_sweep, resume_sweep
 from workbench.store import Store
 from workbench.tables import QUEUE, RUNS
@@ -523,6 +519,57 @@ def test_what_is_no_sweep_is_refused(store):
             ask(store, run)
 
 
+# Notebooks
+
+CELLS = (
+    "x: int = 1  # a number\nrate: float = 0.5  # a share\nseed: int = 0  # of the noise",
+    "from workbench.experiment import Experiment\nExperiment.here().report({'score': -(x - 3) ** 2 + 0.1 * seed})",
+)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_NOTEBOOKS", str(tmp_path / "notebooks"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    write_notebook(tmp_path / "notebooks", "toy", *CELLS)
+    write_notebook(tmp_path / "notebooks", "plain", "x: int = 1  # a number")
+    return tmp_path / "notebooks"
+
+
+@pytest.mark.parametrize(
+    ("target", "space", "changes", "told"),
+    [
+        ({"notebook": "nobody"}, {"x": [1]}, {}, "there is no notebook 'nobody'.*choose from: plain, toy"),
+        ({"notebook": "toy"}, {"y": [1]}, {}, "'y'.*choose from: x, rate, seed"),
+        ({"notebook": "toy"}, {"x": [1, "two"]}, {}, "x = 'two'"),
+        ({"notebook": "toy"}, {"x": [0.5]}, {}, "x = 0.5"),
+        ({"notebook": "toy", "parameters": {"rate": "much"}}, {"x": [1]}, {}, "rate = 'much'"),
+        ({"notebook": "plain"}, {"x": [1]}, {"seeds": 2}, "'seed'"),
+    ],
+)
+def test_a_sweep_of_a_notebook_is_checked_by_its_parameters(store, folder, target, space, changes, told):
+    with pytest.raises(ValueError, match=told):
+        begin(store, space, target=target, **changes)
+    assert store.runs() == []
+
+
+def test_a_range_of_a_notebooks_parameter_has_the_type_of_the_parameter(folder):
+    given = settings({"x": "1..9:3", "rate": "1..9:3"}, target={"notebook": "toy"})
+    assert resolved_axes(given) == {"x": (1, 5, 9), "rate": (1.0, 5.0, 9.0)}
+    assert {type(value) for value in resolved_axes(given)["x"]} == {int}
+
+
+def test_a_notebook_that_changes_while_it_is_swept_is_not_mixed_with_what_it_was(store, folder):
+    sweep = begin(store, {"x": [1, 2]}, target={"notebook": "toy"}, metric="score")
+    write_notebook(folder, "toy", *CELLS, "print('more')")
+    for _ in range(4):
+        Sweeps(store).advance()
+    found = results(store, sweep)
+    assert (found.status, [point.status for point in found.points]) == ("failed", ["failed"] * 2)
+    assert "has changed" in found.points[0].error
+    assert store.runs("notebook") == []
+
+
 # The command
 
 
@@ -532,11 +579,6 @@ def ask(capsys, *arguments):
     status = main([str(argument) for argument in arguments])
     out, err = capsys.readouterr()
     return status, out, err
-
-
-def small_settings():
-    texts = {key: list(value) if isinstance(value, tuple) else value for key, value in SMALL.items()}
-    return [word for key, text in texts.items() for word in ("--set", f"{key}={text}")]
 
 
 @pytest.mark.parametrize(
@@ -587,61 +629,3 @@ def test_a_queued_sweep_waits_until_something_dispatches_and_its_results_can_be_
     assert told["best"]["parameters"] == {RATE: 1e-2}
     assert [point["status"] for point in told["all"]] == ["failed", "done", "done"]
     assert (told["points"], told["done"], told["failed"]) == (3, 2, 1)
-
-
-def test_a_command_that_is_killed_is_resumed_and_no_point_is_lost_or_run_twice(tmp_path, capsys):
-    settings = [*small_settings(), "--set", "iterations=2", "--set", "compute.threads=1", "--over", f"{RATE}=1e-4,1e-2"]
-    command = [sys.executable, "-m", "workbench", "sweep", "shapes", *settings, "--runs", str(tmp_path)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    store = Store(tmp_path)
-    while not store.runs("sweep") or store.run(store.runs("sweep")[0].id).iteration < 1:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=0.1)
-        assert process.poll() is None, process.stderr.read()
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    (sweep,) = store.runs("sweep")
-    before = results(store, sweep.id)
-    assert sweep.status == "crashed"
-    assert before.count("done") == 1
-    status, out, err = ask(capsys, "sweep", "--resume", "latest", "--runs", tmp_path)
-    assert status == 0, err
-    summary = json.loads(out.splitlines()[-1])
-    found = results(store, sweep.id)
-    assert (summary["run"], summary["done"], summary["status"]) == (sweep.id, 2, "done")
-    assert summary["best"]["value"] == max(point.value for point in found.points)
-    assert [point.parameters[RATE] for point in found.points] == [1e-4, 1e-2]
-    assert len(store.runs("train")) == 2
-    for point in found.points:
-        (run,) = point.runs
-        assert [row.iteration for row in store.events(run, kinds=("Started",))] == [0]
-        assert [row.iteration for row in store.events(run, kinds=("IterationDone",))] == [1, 2]
-    for point, old in zip(found.points, before.points, strict=False):
-        assert point.runs == old.runs
-        assert old.status != "done" or point.value == old.value
-    status, _, err = ask(capsys, "sweep", "--resume", sweep.id, "--runs", tmp_path)
-    assert status == 2
-    assert "there is nothing to resume" in err
-    store.close()
-
-
-def test_an_interrupted_command_stops_its_runs_and_says_how_to_go_on(tmp_path):
-    settings = ["--set", "iterations=1000", "--set", "compute.threads=1", "--over", f"{RATE}=1e-4,1e-3", "--runs", str(tmp_path)]
-    command = [sys.executable, "-m", "workbench", "sweep", "shapes", *small_settings(), *settings]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    store = Store(tmp_path)
-    while not any(run.iteration for run in store.runs("train")):
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=0.1)
-        assert process.poll() is None, process.stderr.read()
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate()
-    (sweep,), (run,) = store.runs("sweep"), store.runs("train")
-    assert process.returncode == 130
-    assert (sweep.status, run.status) == ("stopped", "stopped")
-    assert store.checkpoints(run.id)[-1] == run.iteration
-    assert f"python -m workbench sweep --resume {sweep.id} --runs {tmp_path}" in err
-    assert json.loads(out.splitlines()[-1])["status"] == "stopped"
-    assert resume_sweep(store, sweep.id) == sweep.id
-    assert (store.run(run.id).status, store.run(sweep.id).status) == ("queued", "queued")
-    store.close()

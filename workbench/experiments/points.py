@@ -74,7 +74,7 @@ class Point:
     values: tuple[float | None, ...]  # by seed
     seeds: tuple[int | None, ...]
     runs: tuple[str, ...]
-    iterations: int  # of all its runs
+    iterations: int  # of the training in all its runs
     seconds: float  # that its runs took, added up
     error: str
     curve: Curve
@@ -112,7 +112,9 @@ def results(store: Store, sweep: str) -> Results:
     first, last = func.min(EVENTS.c.time), func.max(EVENTS.c.time)
     spans = store.read(select(EVENTS.c.run, first, last).where(EVENTS.c.run.in_(runs)).group_by(EVENTS.c.run)) if runs else []
     seconds = {run: end - begin for run, begin, end in spans}
-    rows = tuple(_described(store, point, children, seconds, settings) for point in points)
+    updates = select(EVENTS.c.run, func.max(EVENTS.c.iteration)).where(EVENTS.c.run.in_(runs), EVENTS.c.kind == "IterationDone")
+    reached = dict(store.read(updates.group_by(EVENTS.c.run))) if runs else {}
+    rows = tuple(_described(store, point, children, seconds, reached, settings) for point in points)
     return Results(found.id, found.status, settings, found.iterations or len(rows), rows)
 
 
@@ -195,7 +197,12 @@ def runs_by_id(store: Store, runs: Sequence[str]) -> dict[str, Run]:
 
 
 def _described(
-    store: Store, point: RecordedPoint, children: Mapping[str, Run], seconds: Mapping[str, float], settings: SweepSettings
+    store: Store,
+    point: RecordedPoint,
+    children: Mapping[str, Run],
+    seconds: Mapping[str, float],
+    reached: Mapping[str, int],
+    settings: SweepSettings,
 ) -> Point:
     """A point for people; one that is not settled shows what its runs have reached."""
     runs = tuple(point.runs.values())
@@ -217,7 +224,7 @@ def _described(
         values=tuple(end["values"]),
         seeds=tuple(point.runs),
         runs=runs,
-        iterations=sum(children[run].iteration for run in runs if run in children),
+        iterations=sum(reached.get(run, 0) for run in runs),
         seconds=sum(seconds.get(run, 0.0) for run in runs),
         error=end["error"],
         curve=[(iteration, value) for iteration, value in end["curve"]],

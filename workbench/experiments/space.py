@@ -361,8 +361,9 @@ def _check_run_length(settings: SweepSettings, parameters: Mapping[str, Any]) ->
 
 
 def first_judgement(settings: SweepSettings, config: Mapping[str, Any]) -> int:
-    """Iterations before a point may end early."""
-    return settings.min_iterations or max(1, config.get("iterations", 1) // settings.reduction**2)
+    """Iterations before a point may end early, of a run with these settings."""
+    length = config.get("parameters", config).get("iterations", 1)
+    return settings.min_iterations or max(1, int(length) // settings.reduction**2)
 
 
 def is_whole(settings: SweepSettings, key: str, axis: Range) -> bool:

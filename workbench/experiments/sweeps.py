@@ -285,8 +285,10 @@ class Sweep:
                 point.poor = heard.iteration
 
     def _end_if_poor(self, point: RecordedPoint, child: _Child) -> None:
-        if point.poor is None or point.pruned is not None or child.ended or point.poor >= (child.iterations or math.inf):
+        if point.poor is None or point.pruned is not None or child.ended:
             return
+        if self._settings.target.kind == "train" and point.poor >= (child.iterations or math.inf):
+            return  # it is as good as done
         self._record(PointPruned(self._settled, point.number, point.poor))
         point.pruned = point.poor
 
