@@ -8,11 +8,15 @@ ARGS   ?=
 RUN    := $(VENV)/bin/python
 PIP    := $(RUN) -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: app test lint screenshots clean
+.PHONY: app lab test lint screenshots clean
 .DELETE_ON_ERROR:
 
 app: $(VENV)/.app-installed
 	$(RUN) app.py $(ARGS)
+
+# The notebooks in JupyterLab; what they do is recorded beside the app's runs.
+lab: $(VENV)/.lab-installed
+	WORKBENCH_RUNS="$(CURDIR)/runs" PYTHONPATH="$(CURDIR)" $(RUN) -m jupyterlab --ServerApp.root_dir=notebooks $(ARGS)
 
 # One thread in each of the parallel test processes: more would only compete for the same cores.
 test: $(VENV)/.tests-installed
@@ -38,6 +42,10 @@ $(VENV)/.app-installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing into $(VENV): a few minutes the first time"
 	$(PIP) torch
 	$(PIP) -e .
+	touch $@
+
+$(VENV)/.lab-installed: $(VENV)/.app-installed
+	$(PIP) -e ".[lab]"
 	touch $@
 
 $(VENV)/.tests-installed: $(VENV)/.app-installed

@@ -26,6 +26,7 @@ from workbench.pictures import read_sprite
 from workbench.png import compose
 from workbench.policies import Chosen
 from workbench.provenance import record_provenance
+from workbench.records import Run
 from workbench.rollout import drain
 from workbench.store import Store
 from workbench.train import train
@@ -65,6 +66,17 @@ class Experiment:
             experiment._begin()
             atexit.register(experiment.finish)
         return experiment
+
+    def other(self, run: str = "") -> "Experiment":
+        """Another run of this record that has aligned a model, to look at: the newest, or the one with this id or prefix.
+
+        Raises: ValueError: if there is none.
+        """
+        found = self.store.run(run) if run else next((each for each in self.store.runs() if self._is_other(each)), None)
+        if found is None or found.training is None:
+            told = f"no run in {self.store.location} has aligned" if found is None else f"run {found.id} has not aligned"
+            raise ValueError(f"{told} a model; start one with: python -m workbench train")
+        return Experiment(self.store, found.id, by_hand=False)
 
     @property
     def config(self) -> RunConfig:
@@ -185,6 +197,9 @@ class Experiment:
         """End a run by hand; otherwise it ends with this process."""
         if self.by_hand and not self.store.run(self.run).over:
             self.store.set_status(self.run, "done")
+
+    def _is_other(self, run: Run) -> bool:
+        return run.id != self.run and run.training is not None
 
     def _begin(self) -> None:
         """A new run, which this process drives."""

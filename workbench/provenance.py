@@ -5,9 +5,11 @@ It holds no secret: nothing of the environment's variables is read, and what was
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
+import runpy
 import shlex
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import workbench
@@ -293,22 +296,37 @@ def packages() -> dict[str, str]:
 
 
 def _machine(config: Mapping[str, Any]) -> Machine:
-    import torch
-
     compute = config.get("compute")
     asked = compute.get("threads") if isinstance(compute, Mapping) else None
+    version, cuda = _torch()
     return Machine(
         host=this_process()[0],
         python=platform.python_version(),
         platform=platform.platform(),
         processor=_processor(),
         cores=os.cpu_count() or 1,
-        threads=asked if isinstance(asked, int) and asked > 0 else torch.get_num_threads(),
-        torch=torch.__version__,
-        cuda=torch.version.cuda,
+        threads=asked if isinstance(asked, int) and asked > 0 else _threads(),
+        torch=version,
+        cuda=cuda,
         driver=_driver(),
         devices=_devices(),
     )
+
+
+@lru_cache
+def _torch() -> tuple[str, str | None]:
+    """Its version and that of CUDA which it was built for; what a process has not loaded is not loaded for this."""
+    found = importlib.util.find_spec("torch")
+    told = runpy.run_path(str(Path(found.origin).parent / "version.py")) if found and found.origin else {}
+    return str(told.get("__version__", "none")), told.get("cuda")
+
+
+def _threads() -> int:
+    """How many threads torch works with; where it is not loaded, as many as it will begin with."""
+    if torch := sys.modules.get("torch"):
+        return int(torch.get_num_threads())
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return int(told) if told.isdecimal() and int(told) else psutil.cpu_count(logical=False) or os.cpu_count() or 1
 
 
 @lru_cache
@@ -334,16 +352,19 @@ def _driver() -> str | None:
 
 @lru_cache
 def _devices() -> tuple[str, ...]:
-    """Names of the accelerators that torch can see.
+    """Names of the accelerators that torch can see; where it is not loaded, of those that the system names.
 
     Where the system tells what is built in, torch is not asked: it would take memory on each of them.
     """
-    import torch
-
+    told = Path("/proc/driver/nvidia/gpus").glob("*/information")
+    built_in = [line.partition(":")[2].strip() for file in told for line in file.read_text().splitlines() if line[:6] == "Model:"]
+    torch = sys.modules.get("torch")
+    if torch is None:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return tuple(built_in if visible is None else built_in[: len([name for name in visible.split(",") if name.strip()])])
     if not torch.cuda.is_available():
         return ("MPS",) if torch.backends.mps.is_available() else ()
-    count, told = torch.cuda.device_count(), Path("/proc/driver/nvidia/gpus").glob("*/information")
-    models = {line.partition(":")[2].strip() for file in told for line in file.read_text().splitlines() if line[:6] == "Model:"}
+    count, models = torch.cuda.device_count(), set(built_in)
     return (models.pop(),) * count if len(models) == 1 else tuple(torch.cuda.get_device_name(index) for index in range(count))
 
 

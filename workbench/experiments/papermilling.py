@@ -23,6 +23,8 @@ import psutil
 from sqlalchemy import exists, insert, select, update
 
 from workbench.experiments.executors import environment
+from workbench.provenance import record_provenance
+from workbench.store import StoreError
 from workbench.tables import EVENTS, RUNS, WISHES
 
 if TYPE_CHECKING:
@@ -63,22 +65,24 @@ def supervise(store: "Store", run: "Run", entry: "Entry", interrupted: Callable[
     if store.run(run.id).wanted == "stop":
         store.set_status(run.id, "stopped")
         return
-    from workbench.provenance import record_provenance
-
     try:
         _keep_source(store, run)
-        record_provenance(store, run.id)
         papermill = _Papermill(store, run)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, StoreError) as error:
         store.set_status(run.id, "failed", str(error))
         return
     try:
         store.set_status(run.id, "running")
+        record_provenance(store, run.id)  # while the kernel starts
         reason = _watch(store, run, papermill, entry.timeout, interrupted)
     except KeyboardInterrupt:
         papermill.end()
         store.set_status(run.id, "stopped")
         raise
+    except StoreError as error:
+        papermill.end()
+        store.set_status(run.id, "failed", str(error))
+        return
     finally:
         papermill.end()
     if papermill.trace:
