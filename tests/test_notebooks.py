@@ -1,13 +1,17 @@
-"""Every notebook: its form, and what it computes when executed with its smallest parameters in a kernel of its own."""
+"""Every notebook: its form, and what it computes when its run is executed with its smallest parameters, as the queue does it."""
 
 import ast
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import nbformat
-import papermill
 import pytest
+
+from workbench.experiments.execute import execute
+from workbench.experiments.notebooks import notebook
+from workbench.experiments.papermilling import NOTEBOOK
+from workbench.experiments.work import Work, submit
+from workbench.store import Store
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "notebooks"
@@ -15,30 +19,33 @@ SMALLEST: dict[str, dict[str, Any]] = {
     "double_ring": {"num_samples": 1000, "steps": [10, 20], "few_steps": [2]},
     "anchor_noise": {"anchors": [0.0, 1.0], "noises": [0.0, 1.0], "prompts": 6, "per_prompt": 2},
     "methods": {"methods": ["asfmc, branching"], "evaluations": 8000, "seconds": 1.0, "prompts": 6, "jobs": 1},
+    "quickstart": {"images": 2, "anchors": [1.0], "iterations": 2, "groups": 2, "measured": 8},
+    "align_shapes": {"iterations": 2, "images": 8, "steps": [4], "overrides": {"grpo.groups": 2, "evaluation.final_images": 8}},
+    "report": {"pictures": 2, "figures": ["reward"]},
 }
 """Each notebook by name, and the parameters with which it takes seconds."""
 
 
-def execute(name: str, parameters: Mapping[str, Any], folder: Path) -> nbformat.NotebookNode:
-    """The executed notebook; unlike papermill alone, it refuses a parameter that the notebook does not have."""
-    known = papermill.inspect_notebook(str(FOLDER / f"{name}.ipynb"))
-    if unknown := set(parameters) - set(known):
-        raise ValueError(f"{name} has no parameter {', '.join(sorted(unknown))}; choose from: {', '.join(known)}")
-    made = papermill.execute_notebook(
-        str(FOLDER / f"{name}.ipynb"),
-        str(folder / f"{name}.ipynb"),
-        dict(parameters),
-        cwd=str(folder),
-        kernel_name="python3",
-        progress_bar=False,
-    )
-    return made
-
-
 @pytest.fixture
-def importable(monkeypatch):
-    """The package, for kernels: they do not inherit pytest's search path."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+def store(tmp_path, monkeypatch):
+    monkeypatch.delenv("WORKBENCH_NOTEBOOKS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    store = Store(tmp_path / "runs")
+    yield store
+    store.close()
+
+
+def run(store: Store, name: str) -> tuple[str, nbformat.NotebookNode]:
+    """A run of a notebook that is done, and the notebook with its outputs."""
+    work = Work(kind="notebook", config={"notebook": name, "parameters": SMALLEST[name]})
+    end = execute(store, submit(store, work, origin="test"))
+    assert end.status == "done", end.error
+    return end.id, nbformat.read(store.folder(end.id) / NOTEBOOK, as_version=4)
+
+
+def last(store: Store, made: str) -> dict[str, float]:
+    """The numbers that a run has reported or recorded, the last of each."""
+    return {name: points[-1][1] for name, points in store.metrics(made).items()}
 
 
 def outputs(notebook: nbformat.NotebookNode, kind: str) -> list[Any]:
@@ -73,45 +80,69 @@ def test_a_notebook_is_kept_without_outputs_and_defines_nothing_of_its_own(name)
 
 
 @pytest.mark.parametrize("name", SMALLEST)
-def test_its_first_code_cell_holds_the_parameters_each_with_type_and_help(name):
+def test_its_first_code_cell_holds_the_parameters(name):
     first = next(cell for cell in source(name).cells if cell.cell_type == "code")
     assert first.metadata.tags == ["parameters"]
-    known = papermill.inspect_notebook(str(FOLDER / f"{name}.ipynb"))
-    assert set(SMALLEST[name]) <= set(known)
-    for parameter in known.values():
-        assert parameter["inferred_type_name"] != "None", parameter
-        assert parameter["help"], parameter
+    assert set(SMALLEST[name]) <= {each.name for each in notebook(name).parameters}
 
 
-def test_a_parameter_with_a_wrong_name_is_caught(tmp_path):
-    with pytest.raises(ValueError, match=r"double_ring has no parameter num_sample; choose from: num_samples, steps"):
-        execute("double_ring", {"num_sample": 10}, tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_double_ring_finds_the_exact_kernel_right_and_the_biased_ones_wrong(tmp_path, importable):
-    found = curves(execute("double_ring", SMALLEST["double_ring"], tmp_path))
+def test_the_double_ring_finds_the_exact_kernel_right_and_the_biased_ones_wrong(store):
+    made, shown = run(store, "double_ring")
+    found = curves(shown)
     mass = {name: dict(zip(trace["x"], trace["y"], strict=True)) for name, trace in found.items()}
     assert mass["asfmc"][2] == pytest.approx(0.5, abs=4 * 0.5 / 1000**0.5)
     assert mass["cps"][10] < 0.4
     assert mass["precise"][10] < mass["precise"][20] < 0.5
     assert 19 in mass["asfmc_local"]  # two evaluations a step but at the last
+    assert last(store, made)["outer_mass/asfmc"] == mass["asfmc"][2]
 
 
-def test_the_plane_of_anchor_and_noise_shows_three_maps_and_no_error_where_there_is_no_noise(tmp_path, importable):
-    (maps, *_) = outputs(execute("anchor_noise", SMALLEST["anchor_noise"], tmp_path), "application/vnd.plotly.v1+json")
+def test_the_plane_of_anchor_and_noise_shows_three_maps_and_no_error_where_there_is_no_noise(store):
+    made, shown = run(store, "anchor_noise")
+    (maps, *_) = outputs(shown, "application/vnd.plotly.v1+json")
     reward, diversity, error = ([list(row) for row in trace["z"]] for trace in maps["data"])
     assert reward[0][0] == reward[0][1] == reward[1][0]
     for table in (diversity, error):
         assert table[0] == [0, 0]
         assert table[1][0] == 0 < table[1][1]
+    assert last(store, made)["largest_path_error"] == pytest.approx(error[1][1], rel=1e-3)
 
 
-def test_the_methods_are_followed_from_the_base_to_the_end_of_their_budget(tmp_path, importable):
-    found = curves(execute("methods", SMALLEST["methods"], tmp_path))
+def test_the_methods_are_followed_from_the_base_to_the_end_of_their_budget(store):
+    made, shown = run(store, "methods")
+    found = curves(shown)
     assert set(found) == {"asfmc, branching"}
     spent, figure = found["asfmc, branching"]["x"], found["asfmc, branching"]["y"]
     assert spent[0] == 0
     assert spent == sorted(set(spent))
     assert 4000 < spent[-1] <= 8000
     assert all(0 <= value <= 1 for value in figure)
+    assert {"shapes/base", "shapes/asfmc, branching"} <= set(last(store, made))
+
+
+def test_the_quickstart_draws_and_aligns(store):
+    made, shown = run(store, "quickstart")
+    assert len(outputs(shown, "image/png")) == 2
+    (before_and_after,) = (text for text in outputs(shown, "text/html") if "before" in text)
+    assert before_and_after.count("<img") == 4
+    found = last(store, made)
+    assert found["last_reward"] == found["reward"]
+    assert store.run(made).iterations == 2
+
+
+def test_a_model_is_aligned_and_measured_and_a_report_tells_of_it(store):
+    made, shown = run(store, "align_shapes")
+    found = last(store, made)
+    assert found["gain/shapes_dense@4"] == pytest.approx(found["final/shapes_dense@4"] - _base(shown)["shapes_dense"], abs=1e-3)
+    assert store.events(made, kinds=("Evaluated",))
+    told, page = run(store, "report")
+    said = "".join(output.text for cell in page.cells for output in cell.get("outputs", ()) if "text" in output)
+    assert f"{made}, done after 2 of 2 iterations" in said
+    assert (store.folder(made) / "exports" / f"{made}.html").stat().st_size > 1_000_000
+    assert last(store, told) == {"iterations": 2, "evaluations": len(store.events(made, kinds=("Evaluated",)))}
+
+
+def _base(shown: nbformat.NotebookNode) -> dict[str, float]:
+    """The column of the base in the table of measures."""
+    text = next(text for text in outputs(shown, "text/plain") if "tuned" in text and "shapes_dense" in text)
+    return {line.split()[0]: float(line.split()[1]) for line in text.splitlines() if line.startswith("shapes_")}

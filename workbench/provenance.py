@@ -350,7 +350,6 @@ def _driver() -> str | None:
     return next((word for word in first.split() if word[0].isdigit() and "." in word), None)
 
 
-@lru_cache
 def _devices() -> tuple[str, ...]:
     """Names of the accelerators that torch can see; where it is not loaded, of those that the system names.
 
