@@ -1,7 +1,5 @@
 """Runs that begin from a checkpoint of another: what carries over, what is refused, and how settings differ."""
 
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,16 +8,7 @@ from toy_run import SMALL, toy_config
 from workbench.branching import branch_state, branched_config, compared, differences, flat
 from workbench.config import configure
 from workbench.events import CheckpointReady, Started
-from workbench.jobs import Worker
-from workbench.store import Store
 from workbench.studio import Studio
-
-
-@pytest.fixture
-def studio(tmp_path: Path) -> Iterator[Studio]:
-    worker = Worker()
-    yield Studio(Store(tmp_path / "runs"), worker)
-    worker.close(timeout=10)
 
 
 def finish(studio: Studio, run: str) -> None:

@@ -23,11 +23,6 @@ from workbench.models.policy import Policy
 from workbench.store import Store, StoreError
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "runs")
-
-
 def recorded(store: Store, config: RunConfig | None = None) -> str:
     """A toy run with pictures, two checkpoints, and what people said of it."""
     config = config or toy_config(6)

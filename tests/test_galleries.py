@@ -16,11 +16,6 @@ from workbench.store import Store
 CUSTOM = {"prompts": ("two red circles", "a blue square"), "each": 2, "seed": 5}
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path)
-
-
 def a_run(store: Store, **changes: object) -> str:
     config = toy_config(20, **changes)
     run = store.create("train", config.model_dump(mode="json"), title=config.title, origin="test")

@@ -26,11 +26,6 @@ TOTAL = 6
 
 
 @pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "runs")
-
-
-@pytest.fixture
 def worker():
     worker = Worker()
     yield worker

@@ -1,7 +1,5 @@
 """Settings that change while a run goes on: when they take effect, what is recorded, and that a resumed run has them too."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +8,7 @@ from toy_training import SMALL, assert_same_state, keep, plain
 from workbench.config import PRESETS, change_live, configure
 from workbench.events import Changed, CheckpointReady, Controls, Event, GroupsScored, IterationDone
 from workbench.history import History
-from workbench.jobs import Worker
 from workbench.panels.runs import branch
-from workbench.store import Store
 from workbench.studio import Studio
 from workbench.train import train
 
@@ -66,13 +62,6 @@ def test_a_run_resumed_after_a_change_equals_one_that_went_on() -> None:
 def test_what_may_not_change_is_refused_with_what_may(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         change_live(PRESETS["shapes"], changes)
-
-
-@pytest.fixture
-def studio(tmp_path: Path) -> Iterator[Studio]:
-    studio = Studio(Store(tmp_path / "runs"), Worker())
-    yield studio
-    studio.worker.close(10)
 
 
 def test_the_settings_of_a_run_are_those_it_began_with_and_what_was_changed_since(studio: Studio) -> None:

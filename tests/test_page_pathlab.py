@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -13,12 +12,10 @@ from playwright.sync_api import Browser, Page, expect
 from serving_page import LOADED, Served, listen, plotted
 
 from workbench.figures.pathlab import accuracy_by_steps, p_values_by_time, plane_kl, plane_reward
-from workbench.jobs import Worker
 from workbench.panels import pathlab
 from workbench.pathlab import Accuracy, WalkRequest, walk
 from workbench.plane import Progressed
 from workbench.samplers import SAMPLERS
-from workbench.store import Store
 from workbench.studio import Studio
 
 pytestmark = pytest.mark.xdist_group("page_pathlab")
@@ -198,14 +195,6 @@ def test_a_telephone_shows_everything_without_scrolling_sideways(browser: Browse
     visit(page, served)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     context.close()
-
-
-@pytest.fixture
-def studio(tmp_path: Path) -> Iterator[Studio]:
-    store, worker = Store(tmp_path / "runs"), Worker()
-    yield Studio(store, worker)
-    worker.close()
-    store.close()
 
 
 def test_learning_goes_on_where_it_was_and_records_nothing(studio: Studio) -> None:

@@ -17,7 +17,6 @@ from toy_run import toy_config
 from workbench.config import PRESETS
 from workbench.evaluate import load_policy
 from workbench.events import CheckpointReady, Started
-from workbench.jobs import Worker
 from workbench.panels import drawing, playground
 from workbench.png import compose, encode, read_made
 from workbench.sampling import DrawRequest, draw
@@ -46,13 +45,6 @@ def checkpoint(store: Store, run: str, iterations: tuple[int, ...]) -> None:
         generator = torch.Generator().manual_seed(iteration)
         ema = {name: p.detach() + 0.02 * torch.randn(p.shape, generator=generator) for name, p in policy.parameters.items()}
         store.record(run, CheckpointReady(iteration, {"policy": ema, "ema": ema}, {"iteration": iteration}))
-
-
-@pytest.fixture
-def studio(tmp_path: Path) -> Iterator[Studio]:
-    worker = Worker()
-    yield Studio(Store(tmp_path / "runs"), worker)
-    worker.close(timeout=10)
 
 
 @pytest.fixture(scope="module")

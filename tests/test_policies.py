@@ -1,7 +1,5 @@
 """Policies in use: one network for many checkpoints, and how much of what was learned is applied."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -16,13 +14,6 @@ from workbench.rollout import drain
 from workbench.store import Store
 
 TIMES = (1.0, 0.5, 0.0)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path / "runs")
-    yield store
-    store.close()
 
 
 def tuned(store: Store, adapter: Literal["full", "lora"], iterations: tuple[int, ...] = (3,)) -> tuple[str, RunConfig]:

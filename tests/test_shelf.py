@@ -1,9 +1,7 @@
 """The list of all runs: what a line says, and that only what changed is told again."""
 
 import json
-from pathlib import Path
 
-import pytest
 from toy_run import toy_config, toy_events
 
 from workbench.events import Evaluated, IterationDone
@@ -11,11 +9,6 @@ from workbench.figures.overlay import Curve, overlay
 from workbench.figures.style import LIMIT
 from workbench.shelf import MOST_BYTES, SPARK, Shelf
 from workbench.store import Store
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "runs")
 
 
 def begin(store: Store, iterations: int = 20, **values: object) -> str:

@@ -50,11 +50,6 @@ def say(*words):
 """
 
 
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "runs")
-
-
 def new_run(store, **record):
     return store.create("train", {"task": {"name": "toy"}, "iterations": 9, "record": record}, title="Toy", origin="test")
 

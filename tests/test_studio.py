@@ -2,10 +2,8 @@
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +11,8 @@ from toy_run import toy_config, toy_events
 
 from workbench.config import PRESETS, RunConfig, parse_config
 from workbench.events import Finished, GroupsScored, IterationDone, Started
-from workbench.jobs import Worker
 from workbench.panels import PAGES, form, shell
 from workbench.records import permitted
-from workbench.store import Store
 from workbench.studio import Studio, View
 
 
@@ -56,13 +52,6 @@ def sent(config: RunConfig) -> dict[str, str | bool]:
         return owner not in chosen or path.rpartition(".")[2] == chosen[owner]
 
     return {name: value for name, value in values.items() if shown(name)}
-
-
-@pytest.fixture
-def studio(tmp_path: Path) -> Iterator[Studio]:
-    worker = Worker()
-    yield Studio(Store(tmp_path / "runs"), worker)
-    worker.close(timeout=10)
 
 
 def recorded(studio: Studio, iterations: int = 12, status: str = "done", until: int | None = None) -> str:

@@ -1,7 +1,6 @@
 """Rewards on pictures before training: ranks, ties, failures, groups, agreement, and what several of them make together."""
 
 import math
-from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -45,11 +44,6 @@ class Broken(Reward):
             return values[:1].expand(3) if self.way == "shape" else torch.where(torch.arange(len(values)) == 2, torch.nan, values)
 
         return score
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path)
 
 
 def a_run(store: Store, until: int = 20) -> str:
