@@ -147,7 +147,7 @@ window.workbench.page("compare", (page) => {
   // The curve with both iterations marked.
   const mark = () => {
     if (!figure || !held) return;
-    const line = (x, dash) => ({ type: "line", xref: "x", yref: "paper", x0: x, x1: x, y0: 0, y1: 1, line: { width: 2, dash, color: getComputedStyle(wb.root).getPropertyValue("--ink").trim() } });
+    const line = (x, dash) => ({ type: "line", xref: "x", yref: "paper", x0: x, x1: x, y0: 0, y1: 1, line: { width: 2, dash, color: wb.colour("--ink") } });
     const name = (x, text) => ({ x, y: 1, xref: "x", yref: "paper", text, showarrow: false, yanchor: "bottom", font: { size: 12 } });
     const layout = { ...figure.layout, shapes: [line(held.a.iteration, "dash"), line(held.b.iteration, "solid")], annotations: [name(held.a.iteration, "A"), name(held.b.iteration, "B")], margin: { ...figure.layout.margin, t: 22 } };
     wb.charts.draw(page, "beside", { data: figure.data.map((trace) => ({ ...trace })), layout }, `${held.a.run} ${held.b.run}`);

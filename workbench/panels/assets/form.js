@@ -2,7 +2,7 @@
 window.workbench.form = (page) => {
   const wb = window.workbench;
 
-  const values = () => Object.fromEntries(inputs().map((input) => [input.name, input.type === "checkbox" ? input.checked : input.value.trim()]));
+  const values = () => Object.fromEntries(inputs().map((input) => [input.name, wb.valueOf(input)]));
 
   // Fields of an extension that is not chosen are hidden, and hidden fields are not sent.
   const follow = (menu) => {
@@ -48,19 +48,15 @@ window.workbench.form = (page) => {
       box.className = "wb-noise";
       menu.closest("fieldset").append(box);
     }
-    const unit = (step) => step.t >= 1 && step.share < 1 ? "–" : step.share >= 1 ? "all" : wb.number(step.rate, 2);
-    const cells = (kind, parts) => `<tr>${parts.map((part) => `<${kind}>${part}</${kind}>`).join("")}</tr>`;
-    const rows = steps.map((step) => cells("td", [`${wb.number(step.t, 2)} → ${wb.number(step.s, 2)}`, wb.number(step.std, 2), `${Math.round(100 * Math.min(step.share, 9.99))} %`, unit(step)]));
-    box.innerHTML = `<table><caption>Noise of each stochastic step. Fresh: its share of the noise at that time. λ: one unit for all kernels, whatever the steps.</caption><thead>${cells("th", ["time", "std", "fresh", "λ"])}</thead><tbody>${rows.join("")}</tbody></table>`;
+    box.replaceChildren(wb.noise("Noise of each stochastic step. Fresh: its share of the noise at that time. λ: one unit for all kernels, whatever the steps.", steps));
   };
 
   const mark = (input) => {
     const field = input.closest(".wb-field, .wb-inline");
-    const value = input.type === "checkbox" ? String(input.checked) : input.value;
-    if (field) field.classList.toggle("changed", input.dataset.initial !== undefined && input.dataset.initial !== value);
+    if (field) field.classList.toggle("changed", input.dataset.initial !== undefined && input.dataset.initial !== String(wb.valueOf(input)));
   };
   const remember = () => page.slot("form").querySelectorAll("[name]").forEach((input) => {
-    input.dataset.initial = input.type === "checkbox" ? String(input.checked) : input.value;
+    input.dataset.initial = String(wb.valueOf(input));
   });
 
   // A refusal names a field as configuration files do: without the extension's name, and list entries by their place.

@@ -1,10 +1,9 @@
 // Images: groups sorted by reward, one image in detail, and the strip of before and now. Sheets are files; a tile is a background position.
 window.workbench.pictures = (page) => {
-  const wb = window.workbench, { paint, ready } = wb.sprites;
+  const wb = window.workbench, { signed } = wb, { paint, ready } = wb.sprites;
   let shown = null, selected = null, loading = 0, tracing = false;
 
   const sign = (image, quiet) => quiet ? "○" : image.clipped ? "◇" : image.advantage > 0 ? "▲" : image.advantage < 0 ? "▼" : "○";
-  const signed = (value) => `${value > 0 ? "+" : value < 0 ? "−" : ""}${Math.abs(value) < 0.95 ? Math.abs(value).toFixed(2).slice(1) : Math.abs(value).toFixed(1)}`;
   const direction = (image, quiet) => quiet || image.advantage === 0 ? "none" : image.clipped ? "clipped" : image.advantage > 0 ? "up" : "down";
   const meaning = { up: "pushed up", down: "pushed down", none: "no gradient", clipped: "clipped: far enough, held back" };
 
@@ -91,7 +90,7 @@ window.workbench.pictures = (page) => {
     fact("Reward", wb.number(image.reward, 4));
     fact("Advantage", group.quiet ? "none" : `${sign(image)} ${signed(image.advantage)}`, direct);
     fact("Seed", String(image.seed), "seed");
-    const parts = wb.table("Reward, part by part", ["part", "value"], Object.entries(image.parts).map(([name, value]) => [name.replaceAll("_", " "), wb.number(value, 4)]));
+    const parts = wb.table("Reward, part by part", ["part", "value"], Object.entries(image.parts).map(([name, value]) => [wb.words(name), wb.number(value, 4)]));
     const ratios = image.ratios.length > 0; // with one epoch all are exactly 1, and none are recorded
     const steps = wb.table("Stochastic steps that are trained", ["step", "log-probability", "noise std", ...(ratios ? ["ratio − 1"] : [])],
       data.steps.map((step, i) => [String(step), wb.number(image.log_probs[i], 4), wb.number(data.noise_std[i], 3),

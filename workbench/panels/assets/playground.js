@@ -251,14 +251,13 @@ window.workbench.page("playground", (page) => {
     box.replaceChildren(...list.map(([name, value]) => { const div = wb.make("div"); div.title = titles[name] || ""; div.append(wb.make("dt", "", name), wb.make("dd", "", value)); return div; }));
   };
   const noise = () => {
-    const box = slot("noise"), rate = (step) => step.t >= 1 && step.share < 1 ? "–" : step.share >= 1 ? "all" : wb.number(step.rate, 2);
+    const box = slot("noise");
     if (shown.silent) {
       const why = shown.noise.length ? "As it is set, this sampler draws no noise: all samples are the same image." : "A single step goes straight to the image, so no noise is drawn and all samples are the same.";
       box.replaceChildren(wb.make("p", "wb-note", why));
       return;
     }
-    const rows = shown.noise.map((step) => [`${wb.number(step.t, 2)} → ${wb.number(step.s, 2)}`, wb.number(step.std, 2), `${Math.round(100 * Math.min(step.share, 9.99))} %`, rate(step)]);
-    box.replaceChildren(wb.table("Noise of each stochastic step. Fresh: drawn anew; λ: one unit for all samplers.", ["time", "std", "fresh", "λ"], rows));
+    box.replaceChildren(wb.noise("Noise of each stochastic step. Fresh: drawn anew; λ: one unit for all samplers.", shown.noise));
   };
 
   const walk = async () => {
@@ -364,9 +363,7 @@ window.workbench.page("playground", (page) => {
   const download = async (what) => {
     const reply = await page.ask("picture", { request: request(), mode: state.seeds, ...what });
     if (reply.errors) return tell(reply.errors, false);
-    const link = wb.make("a");
-    Object.assign(link, { href: reply.data, download: reply.name });
-    link.click();
+    wb.download(reply.data, reply.name);
     wb.toast(`${reply.name} says in itself how it was made; open it here to restore this form.`);
   };
 

@@ -1,17 +1,16 @@
 // Rewards tried on pictures: each by itself in figures, all together by weight, and every picture in the order that a reward gives.
 window.workbench.page("rewards", (page) => {
-  const wb = window.workbench, { make, setText, setAttr, show } = wb, { paint, ready } = wb.sprites;
+  const wb = window.workbench, { make, setText, setAttr, show, signed } = wb, { paint, ready } = wb.sprites;
   const KIND_HELP = {
     "": "Training prompts, in the groups that competed.", evaluation: "Held-out prompts at the seeds of every evaluation.",
     base: "The untrained model, at training prompts.", renderings: "What a perfect answer looks like: a good reward rates it high.",
   };
-  let known = null, formOf = "", initial = {}, domain = "", judges = [], held = null, weighed = null, weights = {}, asked = "", busy = false, again = false;
+  let known = null, formOf = "", initial = {}, domain = "", judges = [], held = null, weighed = null, weights = {}, asked = "";
 
   const get = (name) => wb.address.get(name);
   const drawn = () => ["base", "renderings"].includes(get("kind"));
   const inputs = () => [...page.slot("form").querySelectorAll("input, select")].filter((input) => !input.closest("[hidden]"));
-  const read = (input) => input.type === "checkbox" ? input.checked : input.value.trim();
-  const values = () => Object.fromEntries(inputs().map((input) => [input.name, read(input)]));
+  const values = () => Object.fromEntries(inputs().map((input) => [input.name, wb.valueOf(input)]));
   const changed = () => Object.fromEntries(Object.entries(values()).filter(([name, value]) => initial[name] !== value));
 
   // The form of the rewards comes from the server; those that know nothing of the task are not offered.
@@ -40,18 +39,15 @@ window.workbench.page("rewards", (page) => {
     const sent = Object.fromEntries(Object.entries(values()).filter(([name]) => !name.endsWith(".weight")));
     return { pictures: { run: get("run"), kind: get("kind") || "rollout", ...at, ...more }, form: sent };
   };
-  const refresh = async () => {
+  const refresh = wb.latest(async (outdated) => {
     if (!page.slot("form").childElementCount || !known) return;
     const ask = question(), key = JSON.stringify(ask);
     if (key === asked) return;
-    if (busy) { again = true; return; }
-    busy = true;
     asked = key;
     setAttr(page.root, "aria-busy", true);
     const reply = await page.ask("attempt", ask);
     if (!reply.errors) await ready(reply.sheet);
-    busy = false;
-    if (again) { again = false; if (JSON.stringify(question()) !== key) return refresh(); }
+    if (outdated() && JSON.stringify(question()) !== key) return;
     setAttr(page.root, "aria-busy", false);
     wb.complain(page.slot("errors"), reply.errors || []);
     if (reply.errors) return;
@@ -60,7 +56,7 @@ window.workbench.page("rewards", (page) => {
     takeWeights();
     draw();
     weigh();
-  };
+  });
   const weightInput = (name) => page.slot("form").querySelector(`[name="rewards.${name}.weight"]`);
   const takeWeights = () => { weights = Object.fromEntries(held.rewards.map(({ name }) => [name, Number(weightInput(name).value)])); sliders(); };
 
@@ -127,7 +123,6 @@ window.workbench.page("rewards", (page) => {
     ranking();
   };
 
-  const signed = (value) => `${value > 0 ? "+" : value < 0 ? "−" : ""}${Math.abs(value) < 0.95 ? Math.abs(value).toFixed(2).slice(1) : Math.abs(value).toFixed(1)}`;
   const tile = (index, way, first, second, words) => {
     const node = make("span", "wb-tile rw-tile"), picture = make("span", "pic");
     setAttr(node, "data-way", way);

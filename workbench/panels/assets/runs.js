@@ -101,8 +101,7 @@ window.workbench.page("runs", (page) => {
     show(p.from, Boolean(line.parent));
     setText(p.note, line.note);
     show(p.note, Boolean(line.note));
-    const waiting = line.status === "running" && ["pause", "stop"].includes(line.wanted) ? { pause: "pausing", stop: "stopping" }[line.wanted] : line.status;
-    setText(p.badge, `${wb.marks[line.status] || ""} ${waiting}`);
+    setText(p.badge, wb.badge(line));
     setAttr(p.badge, "data-status", line.status);
     setAttr(p.badge, "title", line.error || "");
     show(p.resume, line.resumable);
@@ -289,11 +288,7 @@ window.workbench.page("runs", (page) => {
     const reply = await page.ask("write", { run: row.dataset.id, what, ...(what === "weights" ? { iteration: Number(row.iteration.value) } : {}) });
     wb.complain(row.errors, reply.errors || []);
     setText(row.querySelector(".runs-saved"), reply.errors ? "" : `✓ ${reply.name}, ${wb.number(reply.bytes / 2 ** 20, 2)} MB`);
-    if (reply.errors) return;
-    const link = make("a");
-    link.href = wb.fileUrl(reply.path);
-    link.download = reply.name;
-    link.click();
+    if (!reply.errors) wb.download(wb.fileUrl(reply.path), reply.name);
   };
   const upload = async (input) => {
     const file = input.files[0];
@@ -302,7 +297,7 @@ window.workbench.page("runs", (page) => {
     const body = new FormData();
     body.append("files", file);
     try {
-      const answer = await fetch(`${(window.gradio_config && window.gradio_config.root) || ""}/gradio_api/upload`, { method: "POST", body });
+      const answer = await fetch(wb.api("upload"), { method: "POST", body });
       if (!answer.ok) throw new Error(await answer.text());
       const reply = await page.ask("take_in", { path: (await answer.json())[0] });
       if (complain(reply)) { wb.address.set({ open: reply.run }); await refresh(); wb.toast(`${file.name} was taken in.`); rows.get(reply.run)?.scrollIntoView({ block: "center" }); }

@@ -20,8 +20,15 @@ window.workbench = (() => {
     : s < 3600 ? `${Math.floor(s / 60)} min ${String(Math.round(s % 60)).padStart(2, "0")} s` : `${Math.floor(s / 3600)} h ${Math.round(s % 3600 / 60)} min`;
   const when = (seconds) => new Date(seconds * 1000).toLocaleString([], { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" });
   const words = (name) => name.replaceAll("_", " ");
-  const fileUrl = (path) => `${(window.gradio_config && window.gradio_config.root) || ""}/gradio_api/file=${encodeURI(path)}`;
+  // An advantage beside a tile, where there is room for two digits.
+  const signed = (value) => `${value > 0 ? "+" : value < 0 ? "−" : ""}${Math.abs(value) < 0.95 ? Math.abs(value).toFixed(2).slice(1) : Math.abs(value).toFixed(1)}`;
+  const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
+  const valueOf = (input) => input.type === "checkbox" ? input.checked : input.value.trim();
+  const api = (path) => `${(window.gradio_config && window.gradio_config.root) || ""}/gradio_api/${path}`;
+  const fileUrl = (path) => api(`file=${encodeURI(path)}`);
+  const download = (href, name) => Object.assign(make("a"), { href, download: name }).click();
   const marks = { queued: "◷", running: "▶", paused: "❚❚", done: "✓", stopped: "■", failed: "✕", crashed: "✕" };
+  const badge = ({ status, wanted }) => `${marks[status] || ""} ${(status === "running" && { pause: "pausing", stop: "stopping" }[wanted]) || status}`;
   const table = (caption, heads, lines) => {
     const node = make("table"), top = make("thead"), body = make("tbody");
     const row = (cells, tag) => { const tr = make("tr"); tr.append(...cells.map((cell) => make(tag, "", cell))); return tr; };
@@ -29,6 +36,22 @@ window.workbench = (() => {
     body.append(...lines.map((line) => row(line, "td")));
     node.append(make("caption", "", caption), top, body);
     return node;
+  };
+  // The noise of every step in one unit for all samplers; there is no rate where a step begins in pure noise.
+  const noise = (caption, steps) => {
+    const rate = (step) => step.t >= 1 && step.share < 1 ? "–" : step.share >= 1 ? "all" : number(step.rate, 2);
+    return table(caption, ["time", "std", "fresh", "λ"], steps.map((step) => [
+      `${number(step.t, 2)} → ${number(step.s, 2)}`, number(step.std, 2), `${Math.round(100 * Math.min(step.share, 9.99))} %`, rate(step)]));
+  };
+  // One question at a time; what was asked meanwhile is asked once, afterwards.
+  const latest = (work) => {
+    let busy = false, again = false;
+    return async () => {
+      if (busy) { again = true; return; }
+      busy = true;
+      do { again = false; await work(() => again); } while (again);
+      busy = false;
+    };
   };
   // One change after another settles before it is acted on.
   const settled = (milliseconds, act) => {
@@ -187,7 +210,7 @@ window.workbench = (() => {
   };
 
   return Object.assign(wb, {
-    setText, setAttr, show, make, number, duration, when, words, fileUrl, marks, table, settled, complain, slider, toast, address, go, asks, receive, mount,
+    setText, setAttr, show, make, number, duration, when, words, signed, colour, valueOf, api, fileUrl, download, marks, badge, table, noise, latest, settled, complain, slider, toast, address, go, asks, receive, mount,
     page: (name, make) => makers.set(name, make), runs: [],
   });
 })();

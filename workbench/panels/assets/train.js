@@ -11,8 +11,7 @@ window.workbench.page("train", (page) => {
     },
     status(status) {
       const badge = page.slot("badge");
-      const waiting = status.status === "running" && status.wanted === "pause" ? "pausing" : status.status === "running" && status.wanted === "stop" ? "stopping" : status.status;
-      wb.setText(badge, `${wb.marks[status.status] || ""} ${waiting}`);
+      wb.setText(badge, wb.badge(status));
       wb.setAttr(badge, "data-status", status.status);
       wb.setText(page.slot("title"), status.title);
       document.title = `${status.iterations && status.status === "running" ? Math.floor(100 * status.iteration / status.iterations) + " % · " : ""}${status.title} · Flow-Map Workbench`;
@@ -56,7 +55,7 @@ window.workbench.page("train", (page) => {
       wb.show(page.slot("checks"), checks.length > 0);
       page.slot("check-grid").replaceChildren(...checks.map((check) => {
         const card = wb.make("div", `wb-check ${check.level}`);
-        card.append(wb.make("b", "", `${{ green: "✓ good", amber: "! mind", red: "✕ stop" }[check.level]}`), wb.make("span", "", check.name.replaceAll("_", " ")), wb.make("p", "", check.sentence));
+        card.append(wb.make("b", "", `${{ green: "✓ good", amber: "! mind", red: "✕ stop" }[check.level]}`), wb.make("span", "", wb.words(check.name)), wb.make("p", "", check.sentence));
         return card;
       }));
     },
