@@ -59,6 +59,7 @@ def follow(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
         "nodes": found.nodes,
         "grid": found.times,
         "count": request.particles,
+        "reach": REACH,
         "particles": _packed(found.particles),
         "paths": _packed(found.paths),
         "means": _packed(found.means),
@@ -105,6 +106,7 @@ def learn(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
             "reward": _recent(learner, "reward"),
             "kl": _recent(learner, "kl"),
             "silent": _recent(learner, "silent"),
+            "reach": REACH,
             "particles": _packed(learner.particles()),
             "base": _packed(learner.base_particles()) if asked.get("base") else None,
         }
@@ -185,4 +187,10 @@ def _bytes(values: Tensor) -> str:
     return base64.b64encode(values.contiguous().numpy().tobytes()).decode()
 
 
-PAGE = Page("pathlab", "Path lab", layout, ("plane.js", "pathlab.js"), {"follow": follow, "by_steps": by_steps, "learn": learn})
+PAGE = Page(
+    "pathlab",
+    "Path lab",
+    layout,
+    ("plane.js", "pathlab_policy.js", "pathlab.js"),
+    {"follow": follow, "by_steps": by_steps, "learn": learn},
+)

@@ -1,10 +1,9 @@
-// Particles of the plane under any kernel, and a policy that follows a reward. One question of each kind is under way at a time, the latest wins.
+// Particles of the plane under any kernel. One question of each kind is under way at a time, the latest wins. The policy has a file of its own.
 window.workbench.page("pathlab", (page) => {
-  const wb = window.workbench, side = 64, bins = 60;
-  const plane = wb.plane(page.slot("plane")), histogram = wb.plane(page.slot("histogram")), field = wb.plane(page.slot("field"));
+  const wb = window.workbench, { valueOf, latest } = wb;
+  const plane = wb.plane(page.slot("plane")), histogram = wb.plane(page.slot("histogram"));
   const fact = (name, text) => wb.setText(page.root.querySelector(`[data-fact="${name}"]`), text);
   const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
-  const visitor = Array.from(crypto.getRandomValues(new Uint32Array(4)), (part) => part.toString(16)).join("");
   let strokes = [], drawing = null, walked = null, opened = false, isOpen = false;
 
   // Sliders: beside every number that has a range. Some span powers of ten.
@@ -31,7 +30,6 @@ window.workbench.page("pathlab", (page) => {
   };
   const inputs = (form) => [...form.querySelectorAll("[name]")];
   const used = (form) => inputs(form).filter((input) => !input.closest(".wb-extension[hidden]"));
-  const valueOf = (input) => input.type === "checkbox" ? input.checked : input.value.trim();
   const values = (form) => Object.fromEntries(used(form).map((input) => [input.name, valueOf(input)]));
   const fill = (form, wanted) => {
     for (const input of inputs(form)) {
@@ -80,17 +78,6 @@ window.workbench.page("pathlab", (page) => {
     wb.show(page.slot("empty"), own && !strokes.length && !drawing);
   };
 
-  // One question at a time; what was asked meanwhile is asked once, afterwards.
-  const latest = (work) => {
-    let busy = false, again = false;
-    return async () => {
-      if (busy) { again = true; return; }
-      busy = true;
-      do { again = false; await work(() => again); } while (again);
-      busy = false;
-    };
-  };
-
   const walk = latest(async (outdated) => {
     if (chosenData() === "drawn" && !strokes.length) { walked = null; show(); return; }
     const reply = await page.ask("follow", { form: values(walkForm), data: data(), holds: walked ? walked.key : "" });
@@ -98,11 +85,11 @@ window.workbench.page("pathlab", (page) => {
     if (reply.errors) return;
     const place = scrub.max > 0 ? scrub.value / scrub.max : 1;
     const kept = walked && walked.key === reply.key ? walked : null;
-    walked = { ...reply, points: wb.unpack.points(reply.particles), paths: wb.unpack.points(reply.paths), means: wb.unpack.points(reply.means) };
+    walked = { ...reply, ...Object.fromEntries(["particles", "paths", "means"].map((name) => [name, wb.unpack.points(reply[name], reply.reach)])) };
     if (kept && !reply.density) Object.assign(walked, { shades: kept.shades, profiles: kept.profiles });
     else {
-      const all = wb.unpack.bytes(reply.density);
-      walked.shades = reply.times.map((_, i) => all.subarray(i * side * side, (i + 1) * side * side));
+      const all = wb.unpack.bytes(reply.density), size = all.length / reply.times.length;
+      walked.shades = reply.times.map((_, i) => all.subarray(i * size, (i + 1) * size));
       walked.sheets = null;
     }
     scrub.max = reply.times.length - 1;
@@ -138,8 +125,8 @@ window.workbench.page("pathlab", (page) => {
   const scrub = page.slot("scrub");
   const point = (all, index) => [all[2 * index], all[2 * index + 1]];
   const sheets = () => {
-    const theme = plane.colour("--good");
-    if (!walked.sheets || walked.theme !== theme) Object.assign(walked, { sheets: walked.shades.map((values) => plane.tinted(values, side, "--good")), theme });
+    const theme = wb.colour("--good");
+    if (!walked.sheets || walked.theme !== theme) Object.assign(walked, { sheets: walked.shades.map((values) => plane.tinted(values, "--good")), theme });
     return walked.sheets;
   };
   const scene = () => {
@@ -147,7 +134,7 @@ window.workbench.page("pathlab", (page) => {
       const place = Number(scrub.value), left = Math.min(Math.floor(place), walked.times.length - 1), right = Math.min(left + 1, walked.times.length - 1), share = place - left;
       plane.shade(sheets()[left], 0.5 * (1 - share));
       if (share) plane.shade(sheets()[right], 0.5 * share);
-      const size = 2 * walked.count, from = walked.points.subarray(left * size, (left + 1) * size), to = walked.points.subarray(right * size, (right + 1) * size);
+      const size = 2 * walked.count, from = walked.particles.subarray(left * size, (left + 1) * size), to = walked.particles.subarray(right * size, (right + 1) * size);
       plane.dots(share ? from.map((value, i) => value + share * (to[i] - value)) : from, "--accent", 2.2, 0.55);
       paths(walked.nodes[left], share ? walked.nodes[right] : walked.nodes[left], share);
     }
@@ -167,7 +154,7 @@ window.workbench.page("pathlab", (page) => {
       if (!i && few && last && walked.stds[last - 1] > 0) plane.ring(...mean(last - 1), walked.stds[last - 1], "--down", { dash: [2, 4] });
     }
   };
-  const shares = (points) => {
+  const shares = (points, bins) => {
     const found = new Array(bins).fill(0), rings = Boolean(walked.masses);
     for (let i = 0; i < points.length; i += 2) {
       const bin = Math.floor(rings ? Math.hypot(points[i], points[i + 1]) / 4 * bins : (points[i] / 4 + 1) / 2 * bins);
@@ -180,7 +167,7 @@ window.workbench.page("pathlab", (page) => {
     plane.draw(scene);
     if (!walked) { histogram.draw(() => undefined); return; }
     const near = Math.round(Number(scrub.value)), t = walked.times[near], size = 2 * walked.count, step = walked.nodes[near];
-    histogram.draw(() => walked && histogram.bars(shares(walked.points.subarray(near * size, (near + 1) * size)), walked.profiles[near]));
+    histogram.draw(() => walked && histogram.bars(shares(walked.particles.subarray(near * size, (near + 1) * size), walked.profiles[near].length), walked.profiles[near]));
     wb.setText(page.slot("when"), `at t = ${t.toFixed(2)}, after step ${step} of ${walked.grid.length - 1}`);
     wb.setText(page.slot("histogram-told"), `${walked.masses ? "Distance from the centre, 0 to 4" : "Place along the horizontal axis, −4 to 4"}: particles (bars) and exact (line).`);
     fact("p", `${walked.wrong.includes(near) ? "✕ " : ""}${walked.p[near] < 1e-12 ? "below 1e-12" : wb.number(walked.p[near], 2)}`);
@@ -237,103 +224,16 @@ window.workbench.page("pathlab", (page) => {
   plane.canvas.addEventListener("pointerup", drawn);
   plane.canvas.addEventListener("pointercancel", drawn);
 
-  // The policy that follows the reward.
-  let running = false, learner = null, base = null, madeOf = "", pace = [], chartsAt = 0, baseOf = "";
-  const learnButton = page.root.querySelector('[data-act="learn"]'), handle = page.slot("handle");
-  const lever = () => values(leverForm);
-  const centre = () => ["x", "y", "width"].map((name) => Number(leverForm.querySelector(`[name="${name}"]`).value) || 0);
-  const fieldScene = () => {
-    const [x, y, width] = centre();
-    for (const [times, alpha] of [[2, 0.06], [1, 0.1]]) field.ring(x, y, times * width, "--down", { fill: true, alpha });
-    for (const times of [1, 2]) field.ring(x, y, times * width, "--down", { alpha: 0.9 / times, dash: times === 2 ? [4, 4] : [] });
-    if (base) field.dots(base, "--soft", 2.2, 0.4);
-    if (learner) field.dots(learner, "--accent", 3, 0.8);
-  };
-  const showField = () => {
-    const [x, y] = centre();
-    handle.style.left = `${(x / 4 + 1) * 50}%`;
-    handle.style.top = `${(1 - y / 4) * 50}%`;
-    field.draw(fieldScene);
-  };
-  const reset = () => { pace = []; chartsAt = 0; };
-  const learn = async (asked = {}) => {
-    const about = data();
-    if (about.name === "drawn" && !strokes.length) { learner = base = null; showField(); return { errors: ["Nothing is drawn yet: draw a line on the plane above, or choose another distribution."] }; }
-    const key = JSON.stringify(about);
-    if (madeOf !== key) reset();
-    madeOf = key;
-    const charts = performance.now() - chartsAt > 600;
-    if (charts) chartsAt = performance.now();
-    const reply = await page.ask("learn", { visitor, data: about, lever: lever(), base: baseOf !== key, charts, ...asked });
-    if (reply.errors) return reply;
-    if (JSON.stringify(data()) !== key) return reply; // an answer about other data
-    learner = wb.unpack.points(reply.particles);
-    if (reply.base) [base, baseOf] = [wb.unpack.points(reply.base), key];
-    pace = [...pace.filter(([when]) => performance.now() - when < 3000), [performance.now(), reply.updates]];
-    const [[start, first]] = pace, passed = (performance.now() - start) / 1000;
-    fact("updates", reply.updates.toLocaleString());
-    if (!running) fact("speed", "resting"); else if (passed > 0.5) fact("speed", wb.number((reply.updates - first) / passed, 2));
-    fact("reward", wb.number(reply.reward, 3));
-    fact("kl", reply.updates ? wb.number(reply.kl, 2) : "–");
-    fact("silent", reply.silent === null ? "–" : `${Math.round(100 * reply.silent)} %`);
-    field.say(`Particles of the policy after ${reply.updates} updates; mean reward ${wb.number(reply.reward, 2)}`);
-    if (reply.charts && reply.updates) for (const [name, chart] of Object.entries(reply.charts)) wb.charts.draw(page, name, chart, "pathlab");
-    showField();
-    return reply;
-  };
-  const loop = async () => {
-    while (running && isOpen) {
-      if (document.hidden) { await new Promise((done) => setTimeout(done, 400)); continue; }
-      const began = performance.now(), reply = await learn({ learn: true });
-      wb.complain(page.slot("refused"), reply.errors || []);
-      if (reply.errors) { run(false); break; }
-      const took = performance.now() - began;
-      wb.setText(page.slot("pace"), took > 1500 ? "slow: another run uses the device" : "\u00a0");
-      await new Promise((done) => setTimeout(done, 20));
-    }
-    looping = false;
-  };
-  let looping = false;
-  const run = (yes) => {
-    running = yes;
-    reset();
-    wb.setText(learnButton, yes ? "Pause" : "Start");
-    if (!yes) fact("speed", "resting");
-    if (yes && !looping) { looping = true; loop(); }
-  };
-  const look = latest(async () => { const reply = await learn(); wb.complain(page.slot("refused"), reply.errors || []); });
-
-  const move = (x, y) => {
-    for (const [name, value] of [["x", x], ["y", y]]) {
-      const input = leverForm.querySelector(`[name="${name}"]`);
-      input.value = Math.max(-4, Math.min(4, value)).toFixed(2);
-      input.dispatchEvent(new Event("change"));
-    }
-    showField();
-    remember();
-  };
-  let held = false;
-  handle.addEventListener("pointerdown", (event) => { held = true; handle.setPointerCapture(event.pointerId); event.preventDefault(); handle.focus(); });
-  handle.addEventListener("pointermove", (event) => held && move(...field.where(event)));
-  for (const end of ["pointerup", "pointercancel"]) handle.addEventListener(end, () => { held = false; });
-  field.canvas.addEventListener("click", (event) => move(...field.where(event)));
-  handle.addEventListener("keydown", (event) => {
-    const way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key];
-    if (!way) return;
-    event.preventDefault();
-    const [x, y] = centre(), step = event.shiftKey ? 0.5 : 0.1;
-    move(x + step * way[0], y + step * way[1]);
-  });
-
-  const another = () => { chosen(walkForm); remember(); walk(); tools(); if (!running) look(); };
+  const policy = wb.pathlabPolicy(page, { data, settings: () => values(leverForm), remember, isOpen: () => isOpen });
+  const another = () => { chosen(walkForm); remember(); walk(); tools(); policy.again(); };
   const acts = {
     play: () => play(!playing),
     noise: () => { const seed = walkForm.querySelector('[name="seed"]'); seed.value = Number(seed.value) + 1; remember(); walk(); },
     defaults: () => { fill(walkForm, {}); remember(); walk(); },
     undo: () => { strokes = strokes.slice(0, -1); another(); },
     clear: () => { const before = strokes; strokes = []; another(); if (before.length) wb.toast("All lines were taken back.", () => { strokes = before; another(); }); },
-    learn: () => run(!running),
-    anew: async () => { reset(); wb.charts.clear({ root: page.slot("lever").closest(".lab-grid") }); for (const name of ["reward", "kl", "silent"]) fact(name, "–"); await learn({ anew: true }); },
+    learn: policy.toggle,
+    anew: policy.anew,
   };
   page.root.addEventListener("click", (event) => {
     const button = event.target.closest("[data-act]");
@@ -341,7 +241,6 @@ window.workbench.page("pathlab", (page) => {
   });
   for (const form of [walkForm, leverForm]) form.addEventListener("submit", (event) => event.preventDefault());
   walkForm.addEventListener("change", () => { chosen(walkForm); remember(); walk(); });
-  leverForm.addEventListener("change", () => { showField(); remember(); });
   page.root.querySelector(".lab-data").addEventListener("change", another);
   page.slot("brush").addEventListener("input", () => { tools(); remember(); walk(); });
   scrub.addEventListener("input", () => { play(false); show(); });
@@ -351,8 +250,7 @@ window.workbench.page("pathlab", (page) => {
     if (!opened || wb.address.get("lab")) restore(); else remember();
     opened = true;
     walk();
-    showField();
-    if (running && !looping) { looping = true; loop(); } else if (!running) look();
+    policy.open();
   };
   const close = () => { isOpen = false; play(false); };
 

@@ -1,12 +1,11 @@
 // A square of the plane on a canvas: shades, dots, paths and rings, sharp at any pixel density and in both themes.
 window.workbench.plane = (box, view = 4) => {
-  const wb = window.workbench;
+  const wb = window.workbench, { colour } = wb;
   const canvas = document.createElement("canvas"), pen = canvas.getContext("2d");
   canvas.setAttribute("role", "img");
   box.prepend(canvas);
   let scene = () => undefined, waiting = 0;
 
-  const colour = (name) => getComputedStyle(wb.root).getPropertyValue(name).trim();
   const at = (x, y) => [(x / view + 1) / 2 * canvas.width, (1 - y / view) / 2 * canvas.height];
   const where = (event) => {
     const frame = canvas.getBoundingClientRect(), clip = (value) => Math.max(-view, Math.min(view, value));
@@ -65,8 +64,8 @@ window.workbench.plane = (box, view = 4) => {
     pen.globalAlpha = 1;
   };
   // Values 0..255 of a square, rows from the top, in one colour of the page.
-  const tinted = (values, side, name) => {
-    const sheet = document.createElement("canvas");
+  const tinted = (values, name) => {
+    const sheet = document.createElement("canvas"), side = Math.sqrt(values.length);
     sheet.width = sheet.height = side;
     const brush = sheet.getContext("2d");
     brush.fillStyle = colour(name);
@@ -96,13 +95,13 @@ window.workbench.plane = (box, view = 4) => {
     pen.stroke();
   };
 
-  return { canvas, draw, dots, line, ring, tinted, shade, bars, where, colour, say: (text) => wb.setAttr(canvas, "aria-label", text) };
+  return { canvas, draw, dots, line, ring, tinted, shade, bars, where, say: (text) => wb.setAttr(canvas, "aria-label", text) };
 };
 
 // Numbers that travel as text.
 window.workbench.unpack = {
   bytes: (text) => Uint8Array.from(atob(text), (sign) => sign.charCodeAt(0)),
-  points(text, reach = 8) {
+  points(text, reach) {
     const whole = new Int16Array(this.bytes(text).buffer);
     return Float32Array.from(whole, (value) => value / 32767 * reach);
   },
