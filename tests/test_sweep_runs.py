@@ -13,10 +13,9 @@ from toy_run import SMALL
 
 from workbench.__main__ import main
 from workbench.config import validated
-from workbench.experiments.dispatch import Dispatcher
 from workbench.experiments.points import results
 from workbench.experiments.space import SweepSettings
-from workbench.experiments.sweeps import Sweeps, begin_sweep, resume_sweep
+from workbench.experiments.sweeps import begin_sweep, resume_sweep, steps
 from workbench.store import Store
 
 ROOT = Path(__file__).parent.parent
@@ -95,12 +94,7 @@ def test_a_sweep_runs_a_notebook_at_every_point_and_compares_what_it_reports(tmp
     target = {"notebook": "toy", "parameters": {"rate": 0.25}}
     asked = {"target": target, "space": {"x": [1, 3]}, "metric": "score", "parallel": 2}
     sweep = begin_sweep(store, validated(SweepSettings, asked), origin="test")
-    sweeps, dispatcher = Sweeps(store), Dispatcher(store, slots=2)
-    deadline = time.monotonic() + 120
-    while not store.run(sweep).over:
-        assert time.monotonic() < deadline, [vars(run) for run in store.runs()]
-        sweeps.advance()
-        dispatcher.tick()
+    for _ in steps(store, sweep):
         time.sleep(0.1)
     found = results(store, sweep)
     assert [point.value for point in found.points] == [-4.0, 0.0]

@@ -500,6 +500,13 @@ def test_a_sweep_whose_process_dies_at_any_moment_ends_as_if_it_had_not(store, p
     assert len(store.events(cut, kinds=("PointDone",))) == 4
 
 
+def test_a_sweep_whose_settings_cannot_be_read_any_more_fails_and_says_why(store):
+    sweep = store.create("sweep", {"target": {"preset": "shapes"}, "spaces": {}}, title="x", origin="test")
+    Sweeps(store).advance()
+    assert store.run(sweep).status == "failed"
+    assert "unknown setting 'spaces'" in store.run(sweep).error
+
+
 def test_the_search_of_a_sweep_can_be_looked_into(store):
     space = {RATE: "1e-5..1e-1:log", "grpo.epochs": [1, 2]}
     sweep = begin(store, space, search="tpe", points=12)

@@ -45,8 +45,9 @@ class Interrupts:
         self._waker.close()
 
     def wait(self, seconds: float) -> None:
-        """Let time pass; ends early once asked."""
-        select.select([self._woken], [], [], 0.0 if self.asked else seconds)
+        """Let time pass; ends early when asked, once for each time."""
+        if select.select([self._woken], [], [], seconds)[0]:
+            self._woken.recv(64)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.asked:

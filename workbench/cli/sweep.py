@@ -1,5 +1,6 @@
 """`sweep`: a preset or a notebook at many points of a space; live in the foreground, queued, resumed, or looked at again."""
 
+import contextlib
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -152,28 +153,22 @@ def _read_seeds(text: str) -> int | tuple[int, ...]:
 
 def _drive(record: "Store", run: str, executors: dict[str, Any], devices: list[str], as_json: bool) -> None:
     """Advance a sweep and begin its runs until it is over."""
-    from workbench.experiments.dispatch import TICK_SECONDS, Dispatcher
-    from workbench.experiments.points import results, runs_of
-    from workbench.experiments.sweeps import Sweeps
+    from workbench.experiments.dispatch import TICK_SECONDS
+    from workbench.experiments.points import results
+    from workbench.experiments.sweeps import steps
 
     started = time.monotonic()
-    children: set[str] = set()
-    sweeps, dispatcher = Sweeps(record, only=(run,)), Dispatcher(record, executors, devices=devices, only=children)
-    found = results(record, run)
-    say(f"sweep {run} with {found.total} points in {record.folder(run)}")
+    say(f"sweep {run} with {record.run(run).iterations} points in {record.folder(run)}")
+    told = False
     with Interrupts() as interrupts, _Screen(record.run(run).title) as screen:
-        told = False
         try:
-            while (end := record.run(run)).status not in ("done", "stopped", "failed"):
+            for reached in steps(record, run, executors, devices):
+                screen.show(lambda: results(record, run), reached.iteration)
                 if interrupts.asked and not told:
                     told = True
-                    if not end.over:
+                    with contextlib.suppress(ValueError):  # it has just ended
                         record.wish(run, "stop")
                     screen.say("stopping its runs after their iterations, with checkpoints; Ctrl-C again ends this now")
-                sweeps.advance()
-                children.update(runs_of(record, run))
-                dispatcher.tick()
-                screen.show(lambda: results(record, run), end.iteration)
                 interrupts.wait(TICK_SECONDS)
         except KeyboardInterrupt:
             screen.say("ended now; the runs that go on end by themselves")

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, delete, insert, select, update
 
 from workbench.exact_json import fields_of, from_json, to_json
+from workbench.experiments.dispatch import Dispatcher
+from workbench.experiments.executors import Executor
 from workbench.experiments.points import (
     PointDone,
     PointPruned,
@@ -24,6 +26,7 @@ from workbench.experiments.points import (
     mean_curve,
     recorded_sweep,
     runs_by_id,
+    runs_of,
     settings_of,
     thinned,
 )
@@ -125,6 +128,25 @@ class Sweeps:
         self._mine.clear()
 
 
+def steps(
+    store: Store, sweep: str, executors: Mapping[str, Executor] | None = None, devices: Sequence[str] = ()
+) -> Iterator[Run]:
+    """Advance one sweep and begin its runs, step by step, until it is over; yields it after each step.
+
+    Whoever iterates owns the clock: half a second between two steps is right. Where another process advances the sweep already,
+    this one only begins its runs, and takes over if that one dies.
+
+    Args: as `Dispatcher`.
+    """
+    children: set[str] = set()
+    sweeps, dispatcher = Sweeps(store, only=(sweep,)), Dispatcher(store, executors, devices=devices, only=children)
+    while (found := store.run(sweep)).status not in ("done", "stopped", "failed"):
+        sweeps.advance()
+        children.update(runs_of(store, sweep))
+        dispatcher.tick()
+        yield found
+
+
 class _Lost(Exception):
     """Another process advances the sweep."""
 
@@ -171,7 +193,11 @@ class Sweep:
         self._store = store
         self._claim()
         found = store.run(self.run)
-        self._settings = settings_of(found)
+        try:
+            self._settings = settings_of(found)
+        except ValueError as error:  # recorded by another version, where settings were others
+            store.set_status(self.run, "failed", str(error))
+            raise
         self._status = found.status
         self._total = found.iterations or number_of_points(self._settings)
         self._points: list[RecordedPoint] = []
