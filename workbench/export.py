@@ -159,9 +159,9 @@ def write_weights(store: Store, run: str, iteration: int | None = None) -> Path:
     Raises: ValueError: if the run has no such checkpoint; StoreError: if the disk refuses.
     """
     found = store.run(run)
-    if found.kind != "train":
+    if found.training is None:
         raise ValueError(f"run {found.id} is of kind {found.kind!r}; its weights are in its own folder, {store.folder(found.id)}")
-    checkpoint, config = store.load_checkpoint(found.id, iteration), parse_config(found.config)
+    checkpoint, config = store.load_checkpoint(found.id, iteration), parse_config(found.training)
     stem = export_folder(store, found.id) / f"{found.id}-{checkpoint.iteration:06d}"
     made = {"run": found.id, "iteration": checkpoint.iteration, "title": found.title, "model": config.model.name}
     try:

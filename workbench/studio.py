@@ -154,7 +154,7 @@ class Studio:
 
     def settings(self, run: Run, iteration: int | None = None) -> RunConfig:
         """The settings of a training run in an iteration, or now: those it began with, and what was changed before."""
-        config = parse_config(run.config)
+        config = parse_config(run.training or {})
         for item in self._history(run.id).changes:
             if iteration is None or item.iteration < iteration:
                 config = change_live(config, item.data["changes"])

@@ -11,7 +11,7 @@ from workbench.config import LIVE
 from workbench.example import TAG
 from workbench.figures import FIGURES
 from workbench.figures.throughput import images_per_second
-from workbench.health import quiet_groups, verdicts
+from workbench.health import Verdict, quiet_groups, verdicts
 from workbench.history import History, Recorded
 from workbench.panels import form
 from workbench.panels.page import Parts, rounded, sprite, value
@@ -37,7 +37,7 @@ def _parts(studio: Studio, view: View, at: int) -> Parts:
     """Each part of the page but its charts."""
     run, history = view.run, view.history
     can_resume = resumable(run, bool(view.checkpoints))
-    judged = [asdict(verdict) for verdict in verdicts(history, run.config, run.status, run.error, resumable=can_resume)]
+    judged = [asdict(verdict) for verdict in _judged(view, can_resume)]
     late = run.iteration if run.config.get("grpo", {}).get("epochs", 1) > 1 else 0  # their ratios come with the iteration's end
     shown = at or (history.groups.id if history.groups else 0)
     return {
@@ -52,10 +52,23 @@ def _parts(studio: Studio, view: View, at: int) -> Parts:
     }
 
 
+def _judged(view: View, can_resume: bool) -> list[Verdict]:
+    found = verdicts(view.history, view.run.config, view.run.status, view.run.error, resumable=can_resume)
+    if _has_curves(view) or found[0].level != "green":
+        return found
+    after = "It has trained nothing, so there are no curves" if view.run.over else "It has trained nothing so far"
+    return [Verdict("green", "A notebook", f"{after}; what it says is in its output.")]
+
+
+def _has_curves(view: View) -> bool:
+    """A notebook has none until a training is a part of it."""
+    return view.run.kind != "notebook" or view.history.started is not None
+
+
 def _knobs(studio: Studio, view: View) -> tuple[str, Callable[[], Any]]:
     """The settings that may change while a run goes on, and what has been changed."""
     run, changed = view.run, [[item.iteration, item.data["changes"]] for item in view.history.changes]
-    turns = run.kind == "train" and not run.over
+    turns = run.training is not None and not run.over
 
     def made() -> dict[str, Any]:
         return {"form": form.knobs(studio.settings(run), LIVE) if turns else "", "changes": changed}
@@ -90,6 +103,7 @@ def _status(view: View) -> dict[str, Any]:
         "error": run.error,
         "origin": run.origin,
         "example": TAG in run.tags,
+        "notebook": run.config.get("notebook", ""),
         "iteration": run.iteration,
         "iterations": run.iterations,
         "checkpoint": view.checkpoints[-1] if view.checkpoints else None,
@@ -97,7 +111,8 @@ def _status(view: View) -> dict[str, Any]:
         "left": seconds_left(history, run.iterations) if run.status == "running" else None,
         "seconds": round(history.times[-1][1] - run.created) if history.times else None,
         "may": view.may,
-        "charts": list(FIGURES.get(run.kind, {})),
+        "charts": list(FIGURES.get(run.kind, {})) if _has_curves(view) else [],
+        "trains": run.training is not None,
     }
 
 

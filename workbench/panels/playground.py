@@ -31,7 +31,7 @@ def form(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
     """
     run, note = _run(studio, asked.get("run", ""))
     preset = asked.get("preset") or "shapes"
-    config = parse_config(run.config) if run and not asked.get("preset") else configure(preset)
+    config = parse_config(run.training or {}) if run and not asked.get("preset") else configure(preset)
     kind, task = config.model.kind, config.task
     held_out, train = dict.fromkeys(task.prompts("held_out")), dict.fromkeys(task.prompts("train"))
     suggested = [*list(held_out)[: SUGGESTED // 2], *list(train)[: SUGGESTED // 2]]

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from workbench.config import parse_config, validated
+from workbench.config import validated
 from workbench.figures.rewards import agreement, histogram
 from workbench.galleries import config_of, expect_pictures
 from workbench.health import quiet_groups
@@ -73,7 +73,7 @@ def attempt(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
 
 def weigh(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
     """The rewards together: their weighted sum, and the advantages that a run with these settings would train on."""
-    config = parse_config(studio.store.run(asked["run"]).config)
+    config = config_of(studio.store.run(asked["run"]))
     values = {name: [float(each) for each in known[:MOST]] for name, known in asked["values"].items()}
     grpo = config.grpo.model_copy(update={"combine": "gdpo" if asked["combine"] == "gdpo" else "sum"})
     total, advantages = combine(values, asked["weights"], int(asked["group_size"]), grpo)

@@ -168,7 +168,7 @@ def _compared(views: list[View]) -> dict[str, Any]:
 def _settings(run: Run) -> Mapping[str, Any]:
     """A run's settings; those that it was recorded without are what they are by default."""
     try:
-        return parse_config(run.config).model_dump(mode="json") if run.kind == "train" else run.config
+        return parse_config(run.training).model_dump(mode="json") if run.training else run.config
     except ValueError:  # of a version that had others
         return run.config
 

@@ -8,6 +8,7 @@ from workbench.branching import branched_config
 from workbench.config import PRESETS, RunConfig, change, configure, parse_config
 from workbench.evaluate import to_uint8
 from workbench.figures import FIGURES
+from workbench.galleries import config_of
 from workbench.history import History
 from workbench.panels import form, live
 from workbench.panels.charts import chart_card
@@ -29,7 +30,7 @@ def settings(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
         return {"form": form.render(branched_config(studio.settings(found, iteration), iteration, changes)), "note": note}
     run, preset = asked.get("run"), asked.get("preset") or "shapes"
     if run and not asked.get("preset"):
-        return {"form": form.render(change(parse_config(studio.store.run(run).config), changes))}
+        return {"form": form.render(change(config_of(studio.store.run(run)), changes))}
     return {"form": form.render(configure(preset, changes)), "preset": preset}
 
 

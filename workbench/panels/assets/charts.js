@@ -14,7 +14,7 @@ window.workbench.charts = (() => {
 
   const themed = (layout) => {
     const ink = colour("--soft"), line = colour("--line"), card = colour("--card");
-    const axis = { gridcolor: line, linecolor: line, tickcolor: line, color: ink };
+    const axis = { gridcolor: line, linecolor: line, zerolinecolor: line, tickcolor: line, color: ink };
     const { title, meta, ...rest } = layout;
     const axes = Object.keys({ xaxis: 0, yaxis: 0, ...rest }).filter((name) => /^[xy]axis\d*$/.test(name));
     return {

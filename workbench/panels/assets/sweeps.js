@@ -37,7 +37,7 @@ window.workbench.sweeps = ({ page, keyed, badge, bar, button, told, values, stop
     slot("sweep-title").value = title || "";
     slot("fixed").value = Object.entries(target.preset ? target.changes : target.parameters).map(([name, value]) => `${name} = ${typeof value === "string" ? value : JSON.stringify(value)}`).join("\n");
     const text = (axis) => Array.isArray(axis) ? axis.map((value) => typeof value === "string" ? value : JSON.stringify(value)).join(", ")
-      : `${axis.low}..${axis.high}${["log", "step", "count"].map((name) => !axis[name] ? "" : axis[name] === true ? `:${name}` : `:${name}=${axis[name]}`).join("")}`;
+      : `${axis.low}..${axis.high}${axis.log ? ":log" : ""}${axis.step ? `:step=${axis.step}` : ""}${axis.count ? `:${axis.count}` : ""}`;
     slot("space").replaceChildren(...Object.entries(axes).map(([name, axis]) => row(name, text(axis))));
     for (const input of slot("search").querySelectorAll("[name]")) if (input.name in rest) input.value = rest[input.name] === null ? "" : Array.isArray(rest[input.name]) ? rest[input.name].join(", ") : rest[input.name];
     keys();
@@ -69,8 +69,8 @@ window.workbench.sweeps = ({ page, keyed, badge, bar, button, told, values, stop
     const table = make("table"), head = make("tr"), body = make("tbody"), top = make("thead");
     head.append(...["", ...found.names, metric, "95 %", "iterations", "time", "status", "runs"].map((text) => make("th", "", text)));
     top.append(head);
-    const sign = direction === "max" ? -1 : 1, worst = 1e300;
-    for (const point of [...found.points].sort((a, b) => sign * ((a.value ?? -sign * worst) - (b.value ?? -sign * worst)))) {
+    const place = (point) => point.value === null ? Infinity : direction === "max" ? -point.value : point.value; // the best first
+    for (const point of [...found.points].sort((a, b) => place(a) === place(b) ? a.number - b.number : place(a) - place(b))) {
       const line = make("tr", point.number === found.best ? "ex-first" : ""), status = make("td", "", wb.words(point.status)), runs = make("td");
       if (point.error) { status.title = point.error; status.append(make("small", "ex-error", ` ${point.error}`)); }
       runs.append(...point.runs.map((run, at) => button(String(at + 1), () => wb.go("train", { run }), "wb-button small quiet")));

@@ -34,9 +34,13 @@ window.workbench.page("train", (page) => {
         button.disabled = !may;
         if (["pause", "resume"].includes(button.dataset.wish)) wb.show(button, button.dataset.wish === "resume" ? status.may.includes("resume") : !status.may.includes("resume"));
       }
-      wb.show(page.slot("grouped"), status.kind === "train");
-      wb.show(page.slot("pairs"), status.kind === "train" || Boolean(page.held.pairs));
-      wb.setText(page.slot("sampled").querySelector("h2"), status.kind === "train" ? "Sampled on request" : "Samples");
+      if (status.kind === "sweep") return wb.go("experiments", { view: "sweeps", sweep: status.id });
+      wb.show(page.slot("grouped"), status.trains);
+      wb.show(page.slot("pairs"), status.trains || Boolean(page.held.pairs));
+      wb.setText(page.slot("sampled").querySelector("h2"), status.trains ? "Sampled on request" : "Samples");
+      const output = page.slot("output-button");
+      wb.show(output, status.kind === "notebook");
+      output.dataset.with = JSON.stringify({ output: status.id, notebook: status.notebook });
       for (const card of page.root.querySelectorAll("[data-chart]")) wb.show(card, status.charts.includes(card.dataset.chart));
     },
     verdicts(verdicts) {
