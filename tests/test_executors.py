@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+from sqlalchemy import update
 from toy_run import SMALL, toy_config
 
 from workbench.experiments import clusters
@@ -14,6 +15,7 @@ from workbench.experiments.dispatch import Dispatcher
 from workbench.experiments.executors import LOG, Local, environment
 from workbench.experiments.work import Work, submit
 from workbench.store import Store
+from workbench.tables import QUEUE
 
 TINY = toy_config(1, **SMALL).model_dump(mode="json")
 
@@ -92,7 +94,7 @@ def test_submitit_runs_the_command_and_tells_how_it_ended(store):
 
 
 SLURM = {
-    "sbatch": 'cp "$1" {folder}/submitted\nenv >{folder}/environment\necho Submitted batch job 7',
+    "sbatch": 'echo $* >>{folder}/calls\ncp "$1" {folder}/submitted\nenv >{folder}/environment\necho Submitted batch job 7',
     "sacct": 'test -e {folder}/cancelled && state=CANCELLED || state=PENDING\nprintf "JobID|State|NodeList\\n7|$state|\\n"',
     "scancel": "echo $* >{folder}/cancelled",
 }
@@ -125,6 +127,20 @@ def test_slurm_is_asked_for_what_the_lane_says_and_a_job_that_waits_there_can_be
     assert store.run(run).status == "queued"
     store.wish(run, "stop")
     assert [(end.id, end.status) for end in dispatcher.tick()] == [(run, "stopped")]
+    assert (slurm / "cancelled").read_text() == "7\n"
+
+
+def test_a_job_that_waits_at_slurm_is_taken_over_by_the_next_dispatcher(store, slurm):
+    pytest.importorskip("submitit")
+    run = queued(store, "slurm")
+    Dispatcher(store, {"slurm": Slurm()}).tick()
+    with store.writing() as connection:
+        connection.execute(update(QUEUE).values(taken=None))  # as for one whose dispatcher has died
+    successor = Dispatcher(store, {"slurm": Slurm()})
+    successor.tick()
+    assert len((slurm / "calls").read_text().splitlines()) == 1
+    store.wish(run, "stop")
+    successor.tick()
     assert (slurm / "cancelled").read_text() == "7\n"
 
 

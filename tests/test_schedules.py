@@ -7,11 +7,13 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from sqlalchemy import event, insert, update
+from toy_notebooks import PARAMETERS, write_notebook
 from toy_run import SMALL, toy_config
 
 from workbench.config import validated
 from workbench.events import Started
 from workbench.experiments.durations import seconds_at_work
+from workbench.experiments.notebooks import VARIABLE
 from workbench.experiments.queue import Queue
 from workbench.experiments.schedules import MOST_CAUGHT_UP, Schedule, Schedules, preview
 from workbench.store import Store, StoreError
@@ -159,6 +161,40 @@ def test_work_that_cannot_be_done_any_more_fails_its_firing_and_the_schedule_goe
     assert [firing.state for firing in schedules.firings("broken")] == ["failed", "failed"]
     assert "unknown setting" in schedules.firings("broken")[0].reason
     assert [run.origin for run in any_store.runs()] == ["schedule whole"] * 2
+
+
+def test_a_notebook_that_vanishes_while_it_is_scheduled_fails_its_firings_until_it_is_back(
+    any_store, schedules, tmp_path, monkeypatch
+):
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "notebooks"))
+    path = write_notebook(tmp_path / "notebooks", "nightly", PARAMETERS, "print(x)")
+    schedules.add(planned(work={"kind": "notebook", "config": {"notebook": "nightly", "parameters": {"x": 5}}}), now=NOON)
+    (run,) = schedules.fire_due(NOON + 10 * MINUTE)
+    assert any_store.run(run).config["parameters"]["x"] == 5
+    path.rename(tmp_path / "gone")
+    assert schedules.fire_due(NOON + 20 * MINUTE) == []
+    assert "there is no notebook 'nightly'" in schedules.firings()[0].reason
+    write_notebook(tmp_path / "notebooks", "nightly", "y: int = 1  # another", "print(y)")
+    assert schedules.fire_due(NOON + 30 * MINUTE) == []
+    assert "x" in schedules.firings()[0].reason
+    (tmp_path / "gone").rename(path)
+    assert len(schedules.fire_due(NOON + 40 * MINUTE)) == 1
+
+
+SWEEP = {"target": {"preset": "shapes"}, "space": {"optimizer.learning_rate": [0.0001, 0.001]}}
+
+
+def test_a_sweep_is_begun_and_its_runs_count_among_the_hours(any_store, schedules):
+    schedules.add(planned(work={"kind": "sweep", "config": SWEEP}, budget_hours=1), now=NOON)
+    (sweep,) = schedules.fire_due(NOON + 10 * MINUTE)
+    found = any_store.run(sweep)
+    assert (found.kind, found.origin, found.iterations) == ("sweep", "schedule often", 2)
+    point = any_store.create("train", TINY, title="x", origin="test", parent=sweep)
+    finish(any_store, point, NOON, 1.25)
+    assert schedules.fire_due(NOON + 20 * MINUTE) == []
+    assert schedules.get("often").paused == "its runs have taken 1.25 of 1 hours"
+    with pytest.raises(ValueError, match="learning_rat"):
+        schedules.add(planned("wrong", work={"kind": "sweep", "config": SWEEP | {"space": {"optimizer.learning_rat": [1]}}}))
 
 
 def test_settings_that_nobody_understands_any_more_pause_their_schedule_alone(any_store, schedules):

@@ -14,6 +14,8 @@ from workbench.config import Settings, validated
 from workbench.experiments.executors import LOG, Executor, Local, additions, command, last_words, said
 from workbench.store import Store
 
+_WITH_SLURM = ("READY", "PENDING", "REQUEUED", "CONFIGURING", "RUNNING")
+
 _REACH_SECONDS = 5.0  # in which a Dask cluster has to answer
 
 
@@ -30,9 +32,17 @@ class Slurm(Settings):
     cluster: Literal["slurm", "local"] = Field("slurm", description="slurm, or local: submitit's own processes, to try it here")
 
     def start(self, store: Store, run: str, device: str | None) -> "SlurmJob":
-        """Hand a job to Slurm, which chooses its devices itself. Raises: RuntimeError: if it cannot."""
+        """Hand a job to Slurm, which chooses its devices itself, unless one for this run is with it already.
+
+        Raises: RuntimeError: if it cannot.
+        """
         submitit = _load("submitit")
         folder = store.folder(run) / "slurm"
+        log = store.folder(run) / LOG
+        for submitted in folder.glob("*_submitted.pkl") if self.cluster == "slurm" else ():
+            job = submitit.SlurmJob(folder=folder, job_id=submitted.name.partition("_")[0])
+            if job.state in _WITH_SLURM:  # handed over by a dispatcher that ended while the job waited
+                return SlurmJob(job, log)
         asked: dict[str, Any] = {
             "timeout_min": self.minutes,
             "gpus_per_node": self.gpus,
@@ -47,7 +57,7 @@ class Slurm(Settings):
                 job = executor.submit(submitit.helpers.CommandFunction(_logged(store, run), verbose=False))
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
             raise RuntimeError(f"Slurm refused the job: {error}") from error
-        return SlurmJob(job, store.folder(run) / LOG)
+        return SlurmJob(job, log)
 
 
 class SlurmJob:
