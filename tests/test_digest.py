@@ -12,7 +12,10 @@ from workbench.events import IterationDone, Started
 from workbench.exact_json import from_json, to_json
 from workbench.experiments.digest import digest, digest_text, told_duration
 from workbench.experiments.executors import LOG
+from workbench.experiments.points import PointDone, PointQueued
 from workbench.experiments.schedules import Schedule, Schedules
+from workbench.experiments.space import SweepSettings
+from workbench.experiments.sweeps import begin_sweep
 from workbench.store import Store
 
 CONFIG = toy_config(10)
@@ -74,6 +77,23 @@ def test_the_best_run_of_each_schedule_is_the_one_with_the_highest_figure(store)
     rewarded(store, "By hand", 0.9, "command line")
     (winner,) = digest(store, 0.0).winners
     assert (winner.of, winner.run, winner.metric, winner.value, winner.among) == ("schedule nightly", runs[1], "reward", 0.7, 3)
+
+
+def test_the_best_point_of_a_sweep_is_named_with_its_values_and_its_runs_are_counted(store):
+    settings = {"target": {"preset": "shapes"}, "space": {"optimizer.learning_rate": [1e-4, 1e-3]}, "direction": "min"}
+    sweep = begin_sweep(store, validated(SweepSettings, settings), origin="test")
+    store.claim(sweep)
+    for number, value in enumerate((0.5, 0.25)):
+        child = store.create("train", CONFIG.model_dump(mode="json"), title="point", origin="test", parent=sweep)
+        parameters = {"optimizer.learning_rate": 10.0 ** (number - 4)}
+        store.set_status(child, "done")
+        store.record(sweep, PointQueued(number, number, parameters, None, child))
+        store.record(sweep, PointDone(number + 1, number, parameters, "done", (child,), (None,), (value,), "", ((1, value),)))
+    found = digest(store, 0.0)
+    assert [(each.run, each.parts) for each in found.outcomes] == [(sweep, {"done": 2})]
+    (winner,) = found.winners
+    assert (winner.run, winner.title, winner.value, winner.among) == (child, "optimizer.learning_rate = 0.001", 0.25, 2)
+    assert "2 done" in digest_page(store, found)
 
 
 def test_the_pictures_are_those_of_the_first_and_the_last_evaluation_of_the_best(store):
