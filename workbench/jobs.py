@@ -145,8 +145,10 @@ class Job:
     def _take(self) -> Event | None:
         if self._events is None:
             self._say("running")
-            self._events = replayed(self._store, self.run, self._start)(self._resume, self._controls)
-            record_provenance(self._store, self.run, iteration=self._resume.iteration if self._resume else 0)
+            try:
+                self._events = replayed(self._store, self.run, self._start)(self._resume, self._controls)
+            finally:  # also of a run that cannot even begin
+                record_provenance(self._store, self.run, iteration=self._resume.iteration if self._resume else 0)
             self._resume = None
         event = next(self._events, None)
         if event is None:

@@ -192,7 +192,7 @@ class _Comparing:
         if any(cells is None for cells in shown):
             if self.runs[0].status != self.runs[1].status:
                 self.note(Place("end", 0, "status", self.runs[0].status, self.runs[1].status), math.inf)
-            self.notes.append("neither run recorded an event, so nothing but their ends could be compared")
+            self.notes.append("not both runs have recorded events, so only their ends could be compared")
             return
         one, other = shown
         for field, a, b, distance in _differing(one, other, ""):

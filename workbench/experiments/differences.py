@@ -102,7 +102,6 @@ def _code(code: Code) -> dict[str, Any]:
     untracked = {f"untracked {name}": digest[:12] for name, digest in code.untracked.items()}
     return {
         "commit": code.commit,
-        "branch": code.branch,
         "uncommitted changes": code.patch_sha256 and f"SHA-256 {code.patch_sha256[:12]}",
         **untracked,
     }
