@@ -126,9 +126,9 @@ class Shelf:
         known = self._evaluated.get(run.id, _Evaluated())
         if known.updated == run.updated:
             return known
-        rows = self._store.events(run.id, after=known.cursor, kinds=("Started", "Evaluated"))
-        if known.cursor and any(row.kind == "Started" for row in rows):  # a resumed run has superseded some of its rows
-            known, rows = _Evaluated(), self._store.events(run.id, kinds=("Started", "Evaluated"))
+        anew, rows = self._store.news(run.id, known.cursor, ("Started", "Evaluated"))
+        if anew:
+            known = _Evaluated()
         if rows:
             told = [row for row in rows if row.kind == "Evaluated"]
             new = tuple((at, value) for at, value, *_ in held_out_reward(History().extended(told), run.config))

@@ -288,6 +288,16 @@ class Store:
         query = select(EVENTS).where(EVENTS.c.run == run, EVENTS.c.id > after).order_by(EVENTS.c.id).limit(limit)
         return [read_row(row) for row in self.read(query if kinds is None else query.where(EVENTS.c.kind.in_(kinds)))]
 
+    def news(self, run: str, after: int, kinds: Sequence[str]) -> tuple[bool, list[Row]]:
+        """Rows past the cursor `after`, of some kinds, "Started" among them.
+
+        Returns: whether a run that was resumed has superseded rows that were read before, and the rows: then all that remain.
+        """
+        rows = self.events(run, after, kinds)
+        if after and any(row.kind == "Started" for row in rows):
+            return True, self.events(run, kinds=kinds)
+        return False, rows
+
     def metrics(self, run: str, after: int = 0) -> dict[str, list[tuple[int, float]]]:
         """Curves by name, as (iteration, value) in order, from the rows past the cursor `after`.
 

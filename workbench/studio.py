@@ -190,9 +190,9 @@ class Studio:
     def _history(self, run: str) -> History:
         """The kept snapshot extended by what is new; snapshots are immutable, so two readers at once do no harm."""
         known = self._histories.get(run, History())
-        rows = self.store.events(run, after=known.cursor, kinds=_KINDS)
-        if known.cursor and any(row.kind == "Started" for row in rows):
-            known, rows = History(), self.store.events(run, kinds=_KINDS)  # a resumed run has superseded some of its rows
+        anew, rows = self.store.news(run, known.cursor, _KINDS)
+        if anew:
+            known = History()
         groups = self.store.index(run, "GroupsScored", after=known.group_rows[-1][1] if known.group_rows else 0)
         if rows:
             known = known.extended(rows)
