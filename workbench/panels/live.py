@@ -140,18 +140,7 @@ def _groups(studio: Studio, view: View, at: int) -> dict[str, Any] | None:
         rewards = [data["rewards"][i] for i in index]
         mean = sum(rewards) / size
         images = [
-            {
-                "sample": i,
-                "tile": place * size + i - index.start,
-                "seed": str(data["seeds"][i]),  # 64 bits, more than a number of the browser holds
-                "reward": rounded(data["rewards"][i]),
-                "advantage": rounded(data["advantages"][i]),
-                "parts": {name: rounded(values[i]) for name, values in data["parts"].items()},
-                "log_probs": [rounded(step[i]) for step in data["log_probs"]],
-                "ratios": [rounded(step[i], 6) for step in ratios],
-                "clipped": _clipped(data["advantages"][i], [step[i] for step in ratios], clip),
-            }
-            for i in index
+            {"tile": place * size + turn, **_image(data, i, [step[i] for step in ratios], clip)} for turn, i in enumerate(index)
         ]
         images.sort(key=lambda image: -image["reward"])
         groups.append(
@@ -173,6 +162,20 @@ def _groups(studio: Studio, view: View, at: int) -> dict[str, Any] | None:
         "prompts": len(data["prompts"]),
         "quiet": quiet_groups(data["advantages"], size),
         "groups": groups,
+    }
+
+
+def _image(data: Mapping[str, Any], i: int, ratios: Sequence[float | None], clip_range: float) -> dict[str, Any]:
+    """What is told of one image of the rollouts."""
+    return {
+        "sample": i,
+        "seed": str(data["seeds"][i]),  # 64 bits, more than a number of the browser holds
+        "reward": rounded(data["rewards"][i]),
+        "advantage": rounded(data["advantages"][i]),
+        "parts": {name: rounded(values[i]) for name, values in data["parts"].items()},
+        "log_probs": [rounded(step[i]) for step in data["log_probs"]],
+        "ratios": [rounded(ratio, 6) for ratio in ratios],
+        "clipped": _clipped(data["advantages"][i], ratios, clip_range),
     }
 
 
