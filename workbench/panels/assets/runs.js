@@ -97,7 +97,7 @@ window.workbench.page("runs", (page) => {
       p.tags.replaceChildren(...line.tags.map((tag) => { const chip = make("button", "runs-tag", tag); chip.type = "button"; chip.dataset.tag = tag; chip.title = "Show the runs with this tag"; return chip; }));
     }
     setText(p.about, [line.method.map(wb.words).join(" · ") || line.kind, line.origin, line.id].join("  –  "));
-    setText(p.from, line.parent ? `↳ from iteration ${line.branched} of ${lines.has(line.parent) ? lines.get(line.parent).title : line.parent}${line.changed.length ? `: ${line.changed.slice(0, 4).join(", ")}${line.changed.length > 4 ? ", …" : ""}` : ""}` : "");
+    setText(p.from, line.parent ? `↳ ${line.branched === null ? "belongs to" : `from iteration ${line.branched} of`} ${lines.has(line.parent) ? lines.get(line.parent).title : line.parent}${line.changed.length ? `: ${line.changed.slice(0, 4).join(", ")}${line.changed.length > 4 ? ", …" : ""}` : ""}` : "");
     show(p.from, Boolean(line.parent));
     setText(p.note, line.note);
     show(p.note, Boolean(line.note));
