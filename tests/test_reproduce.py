@@ -1,6 +1,7 @@
 """Runs that repeat others, from the record alone, elsewhere and later, with what was changed on the way; and how runs differ."""
 
 import json
+import math
 import os
 import select
 import shutil
@@ -18,7 +19,7 @@ from workbench.__main__ import main
 from workbench.branching import branched_config
 from workbench.events import GroupsScored
 from workbench.exact_json import from_json, to_json
-from workbench.experiments.comparison import compare
+from workbench.experiments.comparison import compare, differing_tensors
 from workbench.experiments.differences import difference
 from workbench.experiments.execute import execute, loop
 from workbench.experiments.notebooks import VARIABLE
@@ -235,6 +236,10 @@ def test_what_cannot_be_reproduced_is_refused_and_leaves_nothing(store):
         reproduce(store, waiting)
     with pytest.raises(ValueError, match="of kind 'sweep', which computes nothing itself"):
         reproduce(store, sweep)
+    together = store.create("train", {"compute": {"processes": 2}}, title="pair", origin="test")
+    store.set_status(together, "done")
+    with pytest.raises(ValueError, match=r"was trained by 2 processes together.*torchrun --nproc-per-node 2"):
+        reproduce(store, together)
     run = recorded(store)
     (store.folder(run) / FILE).write_text('{"format": "flow-map-workbench provenance", "version": 1, "drivers": [{"at": 1}]}')
     with pytest.raises(
@@ -243,7 +248,7 @@ def test_what_cannot_be_reproduced_is_refused_and_leaves_nothing(store):
         reproduce(store, run)
     (store.folder(run) / FILE).unlink()
     assert since(store, run) is None
-    assert len(store.runs()) == 3
+    assert len(store.runs()) == 4
     assert read_replay(store.folder(reproduce(store, run)) / "replay.json").threads == ()
 
 
@@ -276,6 +281,9 @@ def test_numbers_within_the_tolerance_are_close_and_beyond_it_different(store):
     assert found.first[:3] == ("IterationDone", 3, "metrics.kl")
     assert found.largest == pytest.approx(1e-5, rel=1e-3)
     assert compare(store, one, other, tolerance=1e-7).verdict == "different"
+    edit(store, other, "IterationDone", 1, lambda data: data["metrics"].update(loss=1e-8))
+    edit(store, one, "IterationDone", 1, lambda data: data["metrics"].update(loss=-2e-8))  # what is left of a sum that cancels
+    assert compare(store, one, other).verdict == "close"
     edit(store, other, "IterationDone", 2, lambda data: data["metrics"].pop("kl"))
     found = compare(store, one, other)
     assert (found.verdict, found.beyond[:3]) == ("different", ("IterationDone", 2, "metrics.kl"))
@@ -328,6 +336,18 @@ def test_final_tensors_that_are_gone_or_damaged_are_told(store):
     shutil.rmtree(store.folder(one) / "checkpoints")
     (note,) = compare(store, one, other).notes
     assert "has no checkpoint any more" in note
+
+
+def test_tensors_count_by_their_largest_element():
+    one, other = (torch.tensor([1.0, 1e-9]), torch.tensor([1.0, 2e-9]))
+    (found,) = differing_tensors(one, other)
+    assert found[0] == "[1]"
+    assert found[3] == pytest.approx(1e-9)
+    assert list(differing_tensors(one, one.clone())) == []
+    assert [found[3] for found in differing_tensors(torch.tensor(0.0), torch.tensor(-0.0))] == [0.0]
+    assert [found[3] for found in differing_tensors(torch.tensor([1e-9]), torch.tensor([2e-9]))] == [pytest.approx(0.5)]
+    for wrong in (None, torch.zeros(3), torch.zeros(2, dtype=torch.float64), torch.tensor([math.nan, 0.0])):
+        assert [found[3] for found in differing_tensors(one, wrong)] == [math.inf]
 
 
 # What differs

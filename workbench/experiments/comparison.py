@@ -22,8 +22,9 @@ Verdict = Literal["exact", "close", "different"]
 TOLERANCE = 1e-3
 """Largest relative difference of numbers that counts as close, and of a tensor's elements relative to its largest."""
 
-NEGLIGIBLE = 1e-6
-"""Numbers are compared relative to themselves, but to no less than this: below it they are rounding errors."""
+NEGLIGIBLE = 1e-3
+"""Numbers are compared relative to themselves, but to no less than this: a loss is a sum of terms about 1 that cancel, and what
+is left of them is the last bits of each."""
 
 PIXEL_LEVELS = 2
 """Largest difference of a pixel, of 255, that counts as close: pictures are rounded."""
@@ -77,7 +78,7 @@ class Comparison:
         assert place is not None, "only an exact comparison has no difference"
         if self.verdict == "close":
             return (
-                f"close: the same structure, and no number differs by more than {self.largest:.2g} of itself, of "
+                f"close: the same structure, and numbers at most {self.largest:.2g} apart relative to their size, of "
                 f"{self.tolerance:g} allowed; first at {_told(place)} ({counts})"
             )
         return f"different: first at {_told(place)} ({counts})"
@@ -221,7 +222,7 @@ class _Comparing:
                 self.tensors += 1
                 where = f"{stem}.{name}"
                 pair = one.get(stem, {}).get(name), other.get(stem, {}).get(name)
-                for field, a, b, distance in _differing_tensors(*pair):
+                for field, a, b, distance in differing_tensors(*pair):
                     self.note(Place("checkpoint", mine[-1], f"{where}{field}", a, b), distance)
 
     def compare_environment(self) -> None:
@@ -324,8 +325,11 @@ def _distance(one: float, other: float) -> float:
     return abs(one - other) / max(abs(one), abs(other), NEGLIGIBLE)
 
 
-def _differing_tensors(one: torch.Tensor | None, other: torch.Tensor | None) -> Iterator[tuple[str, Any, Any, float]]:
-    """At most one place: the element that is furthest from its counterpart."""
+def differing_tensors(one: torch.Tensor | None, other: torch.Tensor | None) -> Iterator[tuple[str, Any, Any, float]]:
+    """Where two tensors differ: the index of the element that is furthest from its counterpart, both values, and the distance.
+
+    The distance is relative to the largest element; infinite where shape or type differ, or one is missing. At most one place.
+    """
     if one is None or other is None:
         here, there = ("absent" if tensor is None else "present" for tensor in (one, other))
         yield "", here, there, math.inf
@@ -338,8 +342,8 @@ def _differing_tensors(one: torch.Tensor | None, other: torch.Tensor | None) -> 
     a, b = one.double().flatten(), other.double().flatten()
     apart = (a - b).abs()
     worst = int(apart.argmax())
-    scale = max(float(a.abs().max()), float(b.abs().max()), NEGLIGIBLE)
-    distance = float(apart[worst]) / scale
+    scale = max(float(a.abs().max()), float(b.abs().max()))
+    distance = float(apart[worst]) / (scale or 1.0)  # only the signs of zeros differ where all are 0
     yield f"[{worst}]", float(a[worst]), float(b[worst]), distance if math.isfinite(distance) else math.inf
 
 
