@@ -1,5 +1,6 @@
 """Runs of notebooks: what becomes of them whatever is done to them, and that nothing of them is ever left behind."""
 
+import errno
 import json
 import os
 import signal
@@ -301,3 +302,14 @@ def test_a_pause_holds_a_training_in_a_notebook_until_it_may_go_on(store):
 
     assert execute(store, run, watch).status == "done"
     assert told[0] == "pause"
+
+
+def test_a_full_disk_fails_the_run_with_a_clear_line_and_leaves_nothing(store, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = queued(store, PARAMETERS, HERE)
+    monkeypatch.setattr(papermilling, "_write_kernel", full)
+    end = execute(store, run)
+    assert end.status == "failed"
+    assert "No space left on device; free some space" in end.error

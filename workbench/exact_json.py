@@ -6,8 +6,6 @@ import math
 from pathlib import PurePath
 from typing import Any
 
-from pydantic import BaseModel
-
 _NOT_FINITE = "not_finite"
 
 
@@ -37,7 +35,7 @@ def fields_of(record: Any) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return fields_of(value)
-    if isinstance(value, BaseModel):
+    if hasattr(value, "model_dump"):  # settings
         return value.model_dump()
     if hasattr(value, "tolist"):  # tensors, arrays and their scalars
         return value.tolist()

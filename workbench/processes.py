@@ -1,4 +1,4 @@
-"""Which process drives a run, and whether it still lives."""
+"""Which process drives a run, whether it still lives, and ending processes with all that they began."""
 
 import os
 import socket
@@ -25,3 +25,28 @@ def is_alive(host: str, pid: int, started: float) -> bool | None:
         return False
     except psutil.AccessDenied:
         return True
+
+
+def descendants(pid: int | None) -> list[psutil.Process]:
+    """What a process has begun, and what that has; none where it is no more."""
+    try:
+        return psutil.Process(pid).children(recursive=True) if pid else []
+    except psutil.NoSuchProcess:
+        return []
+
+
+def signal_group(group: int | None, number: int) -> None:
+    """Send a signal to all processes of a group; nothing happens where there are none."""
+    try:
+        if group:
+            os.killpg(group, number)
+    except (ProcessLookupError, PermissionError):
+        return  # nothing of it is left, or only what has ended and was not yet waited for
+
+
+def kill(process: psutil.Process) -> None:
+    """End a process at once, if it has not ended."""
+    try:
+        process.kill()
+    except psutil.NoSuchProcess:
+        return

@@ -7,15 +7,15 @@ import json
 import os
 import tokenize
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
-
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 import workbench
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel  # loaded where parameters are read: a supervisor only looks for the file
 
 VARIABLE = "WORKBENCH_NOTEBOOKS"
 """The environment variable that names another folder of notebooks than the project's own."""
@@ -49,7 +49,7 @@ class Notebook:
     problem: str = ""
 
     @property
-    def model(self) -> type[BaseModel]:
+    def model(self) -> "type[BaseModel]":
         """Its parameters as a model. Raises: ValueError: if it cannot be run, saying why."""
         if self.problem:
             raise ValueError(self.problem)
@@ -69,12 +69,7 @@ def notebooks() -> list[Notebook]:
 
 def notebook(name: str) -> Notebook:
     """The notebook of this name. Raises: ValueError: if the folder holds none, or the name leads out of it."""
-    path = folder() / f"{name}.ipynb"
-    if os.sep in name or name.startswith(".") or not _is_inside(path):
-        raise ValueError(
-            f"there is no notebook {name!r} in {folder()}; choose from: {', '.join(each.name for each in notebooks()) or 'none'}"
-        )
-    return _look(path)
+    return _look(_place(name))
 
 
 def read_parameters(found: Notebook, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,6 +79,8 @@ def read_parameters(found: Notebook, values: Mapping[str, Any]) -> dict[str, Any
         values: by name; text, as typed on a command line, is read by the type of the parameter.
     Raises: ValueError: one line for each mistake, naming the value and what would be accepted.
     """
+    from pydantic import ValidationError
+
     model = found.model
     kinds = {name: info.annotation for name, info in model.model_fields.items()}
     try:
@@ -115,12 +112,9 @@ def checked_notebook(config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
 
 def checked_source(config: Mapping[str, Any]) -> bytes:
     """The notebook that a run was queued with, as it still is. Raises: ValueError: if it is gone or has changed since."""
-    found = notebook(config["notebook"])
-    if found.problem:
-        raise ValueError(found.problem)
-    content = found.path.read_bytes()
+    content = _place(config["notebook"]).read_bytes()
     if hashlib.sha256(content).hexdigest() != config["sha256"]:
-        raise ValueError(changed(found.name))
+        raise ValueError(changed(config["notebook"]))
     return content
 
 
@@ -132,6 +126,14 @@ def changed(name: str) -> str:
 def code_cells(content: bytes) -> int:
     """How many cells of a notebook hold code."""
     return sum(cell["cell_type"] == "code" and bool(_source(cell).strip()) for cell in json.loads(content)["cells"])
+
+
+def _place(name: str) -> Path:
+    path = folder() / f"{name}.ipynb"
+    if os.sep in name or name.startswith(".") or not _is_inside(path):
+        choices = ", ".join(each.name for each in notebooks()) or "none"
+        raise ValueError(f"there is no notebook {name!r} in {folder()}; choose from: {choices}")
+    return path
 
 
 def _is_inside(path: Path) -> bool:
@@ -154,17 +156,21 @@ def _read(path: Path, _modified: int, _size: int) -> Notebook:
         cells = _cells(content)
         title, summary = _heading(cells, path.stem)
         found = Notebook(path.stem, path, found.sha256, title, summary)
-        parameters = tuple(_parameters(cells))
-        known = Notebook(path.stem, path, found.sha256, title, summary, parameters)
-        known.model.model_validate({each.name: each.default for each in parameters})
+        found = replace(found, parameters=tuple(_parameters(cells)))
+        _check_defaults(found)
+    except (ValueError, SyntaxError, tokenize.TokenError) as error:
+        return replace(found, parameters=(), problem=f"notebook {path.stem!r}: {error}")
+    return found
+
+
+def _check_defaults(found: Notebook) -> None:
+    from pydantic import ValidationError
+
+    try:
+        found.model.model_validate({each.name: each.default for each in found.parameters})
     except ValidationError as error:
         wrong = ", ".join(str(item["loc"][0]) for item in error.errors())
-        problem = f"the default does not fit the type of: {wrong}"
-    except (ValueError, SyntaxError, tokenize.TokenError) as error:
-        problem = str(error)
-    else:
-        return known
-    return Notebook(path.stem, path, found.sha256, found.title, found.summary, problem=f"notebook {path.stem!r}: {problem}")
+        raise ValueError(f"the default does not fit the type of: {wrong}") from None
 
 
 def _cells(content: bytes) -> list[dict[str, Any]]:
@@ -219,7 +225,9 @@ def _source(cell: Mapping[str, Any]) -> str:
 
 
 @lru_cache(maxsize=256)
-def _model(name: str, parameters: tuple[tuple[str, str, str, str], ...]) -> type[BaseModel]:
+def _model(name: str, parameters: tuple[tuple[str, str, str, str], ...]) -> "type[BaseModel]":
+    from pydantic import ConfigDict, Field, create_model
+
     fields: dict[str, Any] = {
         each: (_type(ast.parse(kind, mode="eval").body), Field(ast.literal_eval(default), description=help))
         for each, kind, default, help in parameters
@@ -256,6 +264,8 @@ def _from_text(value: Any, kind: Any) -> Any:
         return None
     if get_origin(kind) not in (list, dict) and any(each is str or isinstance(each, str) for each in get_args(kind)):
         return value
+    import yaml
+
     for read in (json.loads, yaml.safe_load):
         try:
             return read(value)

@@ -6,15 +6,12 @@ none of the others is left behind. What the notebook's own metadata say of its e
 
 import json
 import os
-import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 import psutil
 from sqlalchemy import exists, insert, select, update
 
+from workbench.experiments import papermilling_process
 from workbench.experiments.executors import environment
-from workbench.provenance import record_provenance
+from workbench.experiments.papermilling_process import NOTEBOOK, SOURCE
+from workbench.processes import descendants, kill, signal_group
 from workbench.store import StoreError
 from workbench.tables import EVENTS, RUNS, WISHES
 
@@ -31,9 +30,6 @@ if TYPE_CHECKING:
     from workbench.experiments.queue import Entry
     from workbench.records import Run
     from workbench.store import Store
-
-NOTEBOOK, SOURCE = "notebook.ipynb", "source.ipynb"
-"""In a run's directory: the notebook with its outputs, as far as it has come; and as it was when the run began."""
 
 RUN, FOLDER = "WORKBENCH_RUN", "WORKBENCH_RUNS"
 """Variables that tell a kernel which run it is, and in which folder of run directories; WORKBENCH_STORE tells the database."""
@@ -50,7 +46,6 @@ INTERRUPT_SECONDS, TERMINATE_SECONDS, KILL_SECONDS = 5.0, 3.0, 5.0
 
 _POLL_SECONDS = 0.2
 _HEARTBEAT_SECONDS = 2.0
-_SAVE_SECONDS = 5  # in a cell that takes long
 
 
 def supervise(store: "Store", run: "Run", entry: "Entry", interrupted: Callable[[], bool]) -> None:
@@ -73,7 +68,7 @@ def supervise(store: "Store", run: "Run", entry: "Entry", interrupted: Callable[
         return
     try:
         store.set_status(run.id, "running")
-        record_provenance(store, run.id)  # while the kernel starts
+        _say_where_it_comes_from(store, run.id)
         reason = _watch(store, run, papermill, entry.timeout, interrupted)
     except KeyboardInterrupt:
         papermill.end()
@@ -88,6 +83,12 @@ def supervise(store: "Store", run: "Run", entry: "Entry", interrupted: Callable[
     if papermill.trace:
         store.write_traceback(run.id, papermill.trace)
     store.set_status(run.id, *_outcome(papermill, reason, entry.timeout))
+
+
+def _say_where_it_comes_from(store: "Store", run: str) -> None:
+    from workbench.provenance import record_provenance  # only now: the kernel is on its way
+
+    record_provenance(store, run)
 
 
 def _keep_source(store: "Store", run: "Run") -> None:
@@ -209,7 +210,7 @@ class _Papermill:
         self._socket, theirs = socket.socketpair()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(theirs.fileno()), name],
+                [sys.executable, "-m", papermilling_process.__name__, str(theirs.fileno()), name],
                 env=values,
                 cwd=folder,
                 pass_fds=(theirs.fileno(),),
@@ -249,20 +250,20 @@ class _Papermill:
 
     def look(self) -> None:
         """Remember what the notebook has begun: a process that makes itself the first of a group is not found by its parent's."""
-        self._family |= {child for pid in (self._process.pid, self._kernel) for child in _descendants(pid)}
+        self._family |= {child for pid in (self._process.pid, self._kernel) for child in descendants(pid)}
 
     def signal(self, number: int) -> None:
         """To the kernel's group; to papermill's, while it has no kernel."""
         self.look()
-        _signal_group(self._kernel or self._process.pid, number)
+        signal_group(self._kernel or self._process.pid, number)
 
     def end(self) -> None:
         """Leave nothing of it: neither papermill nor its kernel, nor what they began."""
         self.look()
         for group in (self._kernel, self._process.pid):
-            _signal_group(group, signal.SIGKILL)
+            signal_group(group, signal.SIGKILL)
         for process in self._family:
-            _kill(process)
+            kill(process)
         self._socket.close()
         self.status = self._process.wait()
         psutil.wait_procs(self._family, timeout=KILL_SECONDS)
@@ -280,111 +281,7 @@ def _write_kernel(folder: Path, run: str) -> str:
     name = f"workbench-{run}".lower()
     place = folder / "kernels" / name
     place.mkdir(parents=True, exist_ok=True)
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--HistoryManager.enabled=False"]
     spec = {"argv": argv, "display_name": f"Run {run}", "language": "python"}
     (place / "kernel.json").write_text(json.dumps(spec))
     return name
-
-
-def _descendants(pid: int | None) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children(recursive=True) if pid else []
-    except psutil.NoSuchProcess:
-        return []
-
-
-def _signal_group(group: int | None, number: int) -> None:
-    try:
-        if group:
-            os.killpg(group, number)
-    except (ProcessLookupError, PermissionError):
-        return  # nothing of it is left, or only what has ended and was not yet waited for
-
-
-def _kill(process: psutil.Process) -> None:
-    try:
-        process.kill()
-    except psutil.NoSuchProcess:
-        return
-
-
-# The other end of the socket: papermill's own process, which knows nothing of the record
-
-
-def main(descriptor: int, kernel: str) -> int:
-    """Execute the notebook in the working directory, which is the run's, with the parameters in its `config.json`.
-
-    Tells of it through the socket. Exit status 0: all cells are done.
-    """
-    supervisor = socket.socket(fileno=descriptor)
-    supervisor.set_inheritable(False)
-    threading.Thread(target=_end_with, args=(supervisor,), daemon=True).start()
-
-    from papermill.exceptions import PapermillExecutionError
-    from papermill.execute import execute_notebook
-
-    from workbench.experiments.notebooks import code_cells
-
-    parameters = json.loads(Path("config.json").read_text())["parameters"]
-    cells = code_cells(Path(SOURCE).read_bytes()) + bool(parameters)  # papermill adds one that sets them
-    done = 0
-
-    def tell(**told: Any) -> None:
-        supervisor.sendall(json.dumps(told).encode() + b"\n")
-
-    def begun(cell: Any, cell_index: int) -> None:
-        if cell_index == 0:
-            tell(kernel=psutil.Process().children()[0].pid, progress=(0, cells))
-
-    def executed(cell: Any, cell_index: int, execute_reply: Any) -> None:
-        nonlocal done
-        if execute_reply["content"]["status"] == "ok":
-            done += 1
-            tell(progress=(done, cells))
-
-    try:
-        execute_notebook(
-            SOURCE,  # relative paths: papermill would look for places to fill in in others
-            NOTEBOOK,
-            parameters,
-            kernel_name=kernel,
-            language="python",
-            progress_bar=False,
-            autosave_cell_every=_SAVE_SECONDS,
-            on_cell_start=begun,
-            on_cell_executed=executed,
-        )
-    except PapermillExecutionError as error:
-        trace = "\n".join(error.traceback)
-        tell(error=f"cell {error.exec_count}: {error.ename}: {_first_line(error.evalue)}", trace=_plain(trace))
-        return 1
-    except Exception as error:  # a kernel that died, a disk that is full: whatever it is, the record has to say it
-        died = type(error).__name__ == "DeadKernelError"
-        why = "its kernel died; there may not have been enough memory" if died else f"{type(error).__name__}: {error}"
-        tell(error=f"cell {done + 1}: {_first_line(why)}", trace=traceback.format_exc())
-        return 1
-    return 0
-
-
-def _end_with(supervisor: socket.socket) -> None:
-    """Wait until the supervisor is no more, or wants it; then take the kernel and this process along."""
-    while supervisor.recv(64):
-        continue
-    for child in _descendants(os.getpid()):
-        _signal_group(child.pid, signal.SIGKILL)
-        _kill(child)
-    os.killpg(0, signal.SIGKILL)
-
-
-def _first_line(text: str) -> str:
-    line = text.strip().partition("\n")[0]
-    return line if len(line) <= 500 else f"{line[:499]}…"
-
-
-def _plain(text: str) -> str:
-    """Without the colours of a terminal."""
-    return re.sub("\x1b\\[[0-9;]*m", "", text)
-
-
-if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), sys.argv[2]))
