@@ -259,8 +259,11 @@ def test_a_name_is_taken_once_and_free_again_when_its_schedule_was_removed(sched
     schedules.add(planned(), now=NOON)
     with pytest.raises(ValueError, match="there is a schedule 'often' already"):
         schedules.add(planned(minutes=5), now=NOON)
+    schedules.fire_due(NOON + 10 * MINUTE)
     schedules.remove("often")
     assert schedules.add(planned(minutes=5), now=NOON).next == NOON + 5 * MINUTE
+    assert schedules.firings("often") == []
+    assert len(schedules.firings()) == 1
 
 
 def test_another_time_plans_anew_and_other_settings_leave_what_is_due(schedules):

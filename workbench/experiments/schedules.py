@@ -114,7 +114,8 @@ def preview(schedule: Schedule, count: int, now: float, anchor: float | None = N
         anchor: when it was planned, if that was not now.
     """
     zone = ZoneInfo(schedule.timezone)
-    return [datetime.fromtimestamp(each, zone) for each in islice(_times(schedule, anchor or now, now), count)]
+    found = _times(schedule, now if anchor is None else anchor, now)
+    return [datetime.fromtimestamp(each, zone) for each in islice(found, count)]
 
 
 class Schedules:
@@ -145,9 +146,11 @@ class Schedules:
         values = _row(schedule) | {"anchor": now, "next": next(_times(schedule, now, now)), "paused": None, "removed": None}
         try:
             with self._store.writing() as connection:
-                again = (SCHEDULES.c.name == schedule.name) & SCHEDULES.c.removed.is_not(None)
-                if not connection.execute(update(SCHEDULES).where(again).values(values)).rowcount:
-                    connection.execute(insert(SCHEDULES).values(values))
+                gone = (SCHEDULES.c.name == schedule.name) & SCHEDULES.c.removed.is_not(None)
+                for row in connection.execute(select(SCHEDULES.c.id).where(gone)).all():  # its hours are not the new one's
+                    former = {"name": f"{schedule.name}~{row.id}"}
+                    connection.execute(update(SCHEDULES).where(SCHEDULES.c.id == row.id).values(former))
+                connection.execute(insert(SCHEDULES).values(values))
         except IntegrityError:
             raise ValueError(f"there is a schedule {schedule.name!r} already; change it, or choose another name") from None
         return self.get(schedule.name)
