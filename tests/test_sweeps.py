@@ -500,6 +500,25 @@ def test_a_sweep_whose_process_dies_at_any_moment_ends_as_if_it_had_not(store, p
     assert len(store.events(cut, kinds=("PointDone",))) == 4
 
 
+def test_a_sweep_in_a_shared_database_is_advanced_by_one_process_at_a_time(tmp_path, postgresql_database):
+    store = Store(tmp_path / "runs", postgresql_database)
+    values = {"pruning": "halving", "min_iterations": 2, "reduction": 2, "seeds": 2, "parallel": 2}
+    sweep, toy = begin(store, {RATE: [1e-3, 1e-4, 2e-3, 1e-2]}, **values), Toy(store)
+    first, second = Sweeps(store), Sweeps(store)
+    finish(store, toy, first, until=lambda: store.run(sweep).iteration == 1)
+    second.advance()
+    with store.writing() as connection:  # the first process has died, on another host
+        connection.execute(update(RUNS).where(RUNS.c.id == sweep).values(host="elsewhere", updated=0.0))
+    second.advance()
+    finish(store, toy, second)
+    found = results(store, sweep)
+    assert store.run(sweep).status == "done"
+    assert found.best.parameters == {RATE: 1e-3}
+    assert len(toy.begun) == len(set(toy.begun)) == sum(len(point.runs) for point in found.points)
+    assert len(store.events(sweep, kinds=("PointDone",))) == 4
+    store.close()
+
+
 def test_a_sweep_whose_settings_cannot_be_read_any_more_fails_and_says_why(store):
     sweep = store.create("sweep", {"target": {"preset": "shapes"}, "spaces": {}}, title="x", origin="test")
     Sweeps(store).advance()
