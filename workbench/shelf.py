@@ -141,7 +141,7 @@ class Shelf:
 
     def _changes(self, run: Run, configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
         """How a branch differs from its parent, as text; settings never change, so this is found once."""
-        if run.branched is None or run.parent not in configs:
+        if run.branched is None or run.parent is None or run.parent not in configs:
             return []
         if run.id not in self._changed:
             found = [item for item in differences(configs[run.parent], run.config) if item[0] != "title"]

@@ -9,11 +9,16 @@ import gradio as gr
 from workbench import export
 from workbench.branching import branched_config, compared
 from workbench.config import parse_config
+from workbench.experiments.as_notebook import write_notebook
+from workbench.experiments.comparison import compare
+from workbench.experiments.differences import difference
+from workbench.experiments.reproduce import TAG, reproduce
 from workbench.figures.overlay import Curve, overlay
 from workbench.health import held_out_reward, rollout_steps
 from workbench.panels import form
 from workbench.panels.charts import chart_card
 from workbench.panels.page import ASSETS, Page, Parts, sprite, value
+from workbench.provenance import read_provenance, summary
 from workbench.records import Run
 from workbench.report import write_report
 from workbench.studio import Studio, View
@@ -84,16 +89,41 @@ def empty(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def write(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
-    """Make a file of a run: its `archive`, its `weights` after an iteration, or its `report`; returns where it lies."""
+    """Make a file of a run: its `archive`, its `weights` after an iteration, a `notebook` or its `report`; returns where."""
     run, what = studio.store.run(asked["run"]), asked["what"]
     if what == "archive":
         path = export.write_archive(studio.store, run.id)
     elif what == "weights":
         path = export.write_weights(studio.store, run.id, asked.get("iteration"))
+    elif what == "notebook":
+        path = write_notebook(studio.store, run.id)
     else:
         path = write_report(studio.store, run)
     studio.serve(path.parent)
     return {"path": path.as_posix(), "name": path.name, "bytes": path.stat().st_size}
+
+
+def repeat(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
+    """Queue a run that repeats another from its record."""
+    return {"run": reproduce(studio.store, asked["run"])}
+
+
+def origin(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
+    """Where a run comes from; and of a reproduction that is over, how well it repeats what it reproduces."""
+    found = studio.store.run(asked["run"])
+    drivers = read_provenance(studio.store, found.id)
+    verdict = ""
+    if TAG in found.tags and found.parent and found.over:
+        verdict = compare(studio.store, found.parent, found.id).sentence
+    return {"lines": summary(drivers[-1]) if drivers else [], "drivers": len(drivers), "verdict": verdict}
+
+
+def apart(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
+    """What differs between two runs besides their settings: code, machine, packages, prompts, weights."""
+    found = difference(studio.store, asked["a"], asked["b"])
+    groups = {name: [(each.name, _told(each.one), _told(each.other)) for each in many] for name, many in found.groups.items()}
+    groups.pop("config", None)
+    return {"groups": groups, "diffstat": found.diffstat, "notes": found.notes}
 
 
 def take_in(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
@@ -223,6 +253,9 @@ PAGE = Page(
         "empty": empty,
         "write": write,
         "take_in": take_in,
+        "repeat": repeat,
+        "origin": origin,
+        "apart": apart,
     },
     update,
 )

@@ -125,6 +125,18 @@ window.workbench.page("runs", (page) => {
   };
   field.count = 0;
   const button = (label, act, title, className = "") => { const node = make("button", `wb-button small ${className}`, label); node.type = "button"; node.dataset.act = act; node.title = title; return node; };
+  // Where a run comes from is asked for when somebody unfolds it.
+  const origin = (id) => {
+    const fold = make("details", "wb-fold wide runs-origin"), body = make("div");
+    fold.append(make("summary", "", "Where it comes from"), body);
+    fold.addEventListener("toggle", async () => {
+      if (!fold.open || body.childElementCount) return;
+      const reply = await page.ask("origin", { run: id }), lines = reply.lines || [];
+      const said = reply.errors ? reply.errors.join(" ") : lines.length ? "" : "This run was recorded before runs said where they come from.";
+      body.replaceChildren(...(reply.verdict ? [make("p", "", reply.verdict)] : []), said ? make("p", "wb-note", said) : wb.table("", ["", ""], lines));
+    });
+    return fold;
+  };
   const details = (row) => {
     const id = row.dataset.id, box = make("div", "runs-more"), saved = make("span", "runs-saved"), errors = make("ul", "wb-errors"), at = make("select");
     saved.setAttribute("role", "status");
@@ -144,16 +156,18 @@ window.workbench.page("runs", (page) => {
     at.setAttribute("aria-label", "Weights after iteration");
     const acts = make("div", "wb-row wide"), files = make("div", "wb-row wide");
     acts.append(button("Open", "open", "Watch and control this run on the Train page", "primary"), button("Branch from a checkpoint", "branch", "Go on from one of its checkpoints with other settings"),
+      button("Reproduce", "repeat", "Run it again from its record, in the queue; it then says whether the two are equal"),
       button("Delete", "delete", "Put it into the trash; it can be brought back", "danger"));
     files.append(make("span", "wb-note", "Download"), button("Report", "report", "One HTML file for people: verdicts, curves, pictures, settings; opens offline"),
-      button("Archive", "archive", "One zip with everything; another workbench can import it"), button("Weights", "weights", "Averaged weights: safetensors, or a LoRA adapter in peft's format"), at, saved);
-    box.append(field("Title", "saved when you leave the field", inputs.title), field("Tags", "separated by commas; a tag is a filter", inputs.tags), field("Note", "what you wanted to know, and what you found; saved when you leave the field", inputs.note, true), acts, files, errors);
+      button("Notebook", "notebook", "A notebook with parameters that repeats the run"), button("Archive", "archive", "One zip with everything; another workbench can import it"), button("Weights", "weights", "Averaged weights: safetensors, or a LoRA adapter in peft's format"), at, saved);
+    box.append(field("Title", "saved when you leave the field", inputs.title), field("Tags", "separated by commas; a tag is a filter", inputs.tags), field("Note", "what you wanted to know, and what you found; saved when you leave the field", inputs.note, true), acts, files, errors, origin(id));
     row.append(box);
     row.errors = errors;
     row.iteration = at;
     row.fill = (line) => {
       for (const [name, input] of Object.entries(inputs)) if (document.activeElement !== input) input.value = texts[name](line);
       const none = line.checkpoint === null;
+      for (const act of ["repeat", "notebook"]) box.querySelector(`[data-act="${act}"]`).disabled = line.kind === "sweep" || act === "repeat" && !["done", "stopped", "failed", "crashed"].includes(line.status);
       for (const act of ["branch", "weights"]) box.querySelector(`[data-act="${act}"]`).disabled = none || line.kind !== "train";
       at.hidden = none || line.kind !== "train";
       if (at.dataset.last !== String(line.checkpoint)) {
@@ -268,6 +282,21 @@ window.workbench.page("runs", (page) => {
     page.slot("differences").replaceChildren(data.titles.length < 2 ? make("p", "wb-note", "Choose a second run to see in which settings the two differ.")
       : settings.length ? wb.table(`${settings.length} of all settings; the others are equal`, ["setting", ...data.titles], settings.map(([name, values]) => [name, ...values]))
         : make("p", "wb-note", "All settings are equal; what differs is chance, or the code."));
+    besides();
+  };
+  // Of exactly two runs also what lies outside their settings.
+  let pair = "";
+  const besides = async () => {
+    const ids = chosen().filter((id) => lines.has(id)), box = page.slot("besides");
+    show(box, ids.length === 2);
+    if (ids.length !== 2 || pair === ids.join()) return;
+    pair = ids.join();
+    const reply = await page.ask("apart", { a: ids[0], b: ids[1] });
+    if (pair !== ids.join()) return;
+    const names = ids.map((id) => lines.get(id).title), found = Object.entries(reply.groups || {});
+    const tables = found.map(([name, rows]) => wb.table(wb.words(name), ["", ...names], rows));
+    const notes = [...(reply.errors || []), ...(reply.notes || []), ...(found.length || reply.errors || (reply.notes || []).length ? [] : ["Code, packages, machine, prompts and weights are the same."])];
+    box.replaceChildren(...tables, ...notes.map((text) => make("p", "wb-note", text)), ...(reply.diffstat ? [make("pre", "runs-stat", reply.diffstat)] : []));
   };
 
   const refresh = async () => {
@@ -339,11 +368,17 @@ window.workbench.page("runs", (page) => {
 
   const acts = {
     more: (row) => { wb.address.set({ open: wb.address.get("open") === row.dataset.id ? "" : row.dataset.id }); unfold(); },
-    open: (row) => wb.go("train", { run: row.dataset.id }),
+    open: (row) => lines.get(row.dataset.id)?.kind === "sweep" ? wb.go("experiments", { view: "sweeps", sweep: row.dataset.id }) : wb.go("train", { run: row.dataset.id }),
     branch: (row) => branch(row.dataset.id),
     delete: (row) => remove([row.dataset.id]),
     report: (row) => download(row, "report"),
     archive: (row) => download(row, "archive"),
+    notebook: (row) => download(row, "notebook"),
+    repeat: async (row) => {
+      const reply = await page.ask("repeat", { run: row.dataset.id });
+      wb.complain(row.errors, reply.errors || []);
+      if (!reply.errors) wb.toast("Queued: it begins when it is its turn, and compares itself when it is done.");
+    },
     weights: (row) => download(row, "weights"),
     resume: async (row, control) => { control.disabled = true; complain(await page.ask("resume", { run: row.dataset.id })); control.disabled = false; },
     trash: (_, control) => { const box = page.slot("trash"); show(box, box.hidden); setAttr(control, "aria-expanded", !box.hidden); },
