@@ -557,9 +557,9 @@ def test_a_full_disk_is_reported_and_earlier_events_stay(store):
     code = """
 import resource
 store.save_checkpoint(sys.argv[2], checkpoint(1))
-resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_FSIZE, (800_000, resource.RLIM_INFINITY))
 try:
-    store.save_checkpoint(sys.argv[2], checkpoint(2, 200_000))
+    store.save_checkpoint(sys.argv[2], checkpoint(2, 300_000))
 except StoreError as error:
     say(error)
 try:

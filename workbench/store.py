@@ -359,7 +359,7 @@ class Store:
         Raises: ValueError: if a living process drives it already, or it does not wait.
         """
         with self.writing() as connection:
-            row = connection.execute(select(RUNS).where(RUNS.c.id == run)).one_or_none()
+            row = connection.execute(select(RUNS).where(RUNS.c.id == run).with_for_update()).one_or_none()
             if row is None:
                 raise ValueError(f"unknown run {run!r}")
             if row.deleted is not None:
