@@ -1,7 +1,6 @@
 """What every test shares: an offline, single-threaded process and a Chromium that can run as root in a container."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,17 +16,6 @@ if TYPE_CHECKING:
     from workbench.studio import Studio
 
 pytest_plugins = ["serving_page", "postgresql_server"]
-
-CHROMIUM_FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @pytest.fixture
@@ -54,6 +42,6 @@ def studio(store: "Store") -> Iterator["Studio"]:
 @pytest.fixture(scope="session")
 def browser_type_launch_args(browser_type_launch_args: dict) -> dict:
     """The system's Chromium instead of a downloaded one."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    assert chromium, "the page tests need Chromium: apt-get install chromium"
-    return {**browser_type_launch_args, "executable_path": chromium, "args": CHROMIUM_FLAGS}
+    from workbench.benchmarks.serving import CHROMIUM_FLAGS, chromium
+
+    return {**browser_type_launch_args, "executable_path": chromium(), "args": list(CHROMIUM_FLAGS)}

@@ -1,23 +1,21 @@
 """What the tests of pages share: an app in a process of its own, a store with two runs, and ways to look at its page."""
 
 import os
-import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, expect
 from toy_run import toy_config, toy_events
 
+from workbench.benchmarks.serving import ROOT, serving
 from workbench.config import RunConfig
 from workbench.events import Event, IterationDone
 from workbench.store import Store
 
-ROOT = Path(__file__).parent.parent
 LOADED = 60_000  # milliseconds; a busy machine takes long to load a page
 expect.set_options(timeout=20_000)
 
@@ -30,12 +28,6 @@ class Served:
     store: Store
     finished: str  # a run that is done
     hacked: str  # one whose pictures drifted
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def run_app(*arguments: str) -> subprocess.Popen[str]:
@@ -70,14 +62,15 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     record(store, finished, toy_events(toy_config(20)))
     for run in (hacked, finished):
         store.set_status(run, "done")
-    port = free_port()
-    app = run_app("--port", str(port), "--runs", str(store.location))
-    assert app.stdout is not None
-    assert "ready" in app.stdout.readline()
-    yield Served(f"http://127.0.0.1:{port}/", store, finished, hacked)
-    app.send_signal(signal.SIGTERM)
-    app.wait(timeout=30)
+    with serving(store.location) as url:
+        yield Served(url, store, finished, hacked)
     store.close()
+
+
+def barriers(page: Page, within: str = "body") -> list[tuple[str, list[str], str]]:
+    """What axe finds that keeps people out: the rule, the first place, and why."""
+    found = Axe().run(page, context=within).response["violations"]
+    return [(item["id"], item["nodes"][0]["target"], item["nodes"][0].get("failureSummary")) for item in found]
 
 
 def listen(page: Page) -> list[str]:

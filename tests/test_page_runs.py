@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, expect
-from serving_page import LOADED, Served, begin, plotted, record
+from serving_page import LOADED, Served, barriers, begin, plotted, record
 from toy_run import toy_config, toy_events
 
 from workbench.config import parse_config
@@ -233,7 +232,7 @@ def test_a_report_opens_offline_with_its_curves_and_pictures(
     assert page.locator(".pic.sheet0").count() == page.locator(".pic.sheet1").count() > 8
     assert all(url.startswith(("file:", "data:", "blob:")) for url in asked)
     assert not complaints
-    assert not [item["id"] for item in Axe().run(page).response["violations"] if item["impact"] in ("serious", "critical")]
+    assert not barriers(page)
     context.close()
 
 
@@ -284,6 +283,5 @@ def test_no_barrier_and_no_scrolling_sideways(browser: Browser, served: Served, 
     expect(page.locator(".runs-more").first).to_be_visible()
     expect(page.locator('[data-slot="differences"] table')).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    found = Axe().run(page, context='[data-page="runs"]').response["violations"]
-    assert not [(item["id"], item["nodes"][0]["target"], item["nodes"][0].get("failureSummary")) for item in found]
+    assert not barriers(page, '[data-page="runs"]')
     context.close()

@@ -1,4 +1,4 @@
-"""The app in a process of its own, for benchmarks that need a page."""
+"""The app in a process of its own, and the browser, for whatever needs a page."""
 
 import shutil
 import signal
@@ -10,14 +10,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-CHROMIUM_FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
+CHROMIUM_FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 
 
 def chromium() -> str:
     """Where the browser is. Raises: RuntimeError: says how to get it, where there is none."""
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if found is None:
-        raise RuntimeError("pages are measured in Chromium, which is not installed: apt-get install chromium")
+        raise RuntimeError("pages are looked at in Chromium, which is not installed: apt-get install chromium")
     return found
 
 

@@ -30,7 +30,7 @@ window.workbench.playgroundGrids = (page, { request, take, noted }) => {
     const wide = reply.sheet.tile[0] > reply.sheet.tile[1], narrow = page.root.clientWidth < 700;
     const small = narrow ? 26 : wide ? 80 : 40, beside = wide || narrow ? 2 : 4;
     const table = wb.make("table"), head = wb.make("thead"), body = wb.make("tbody"), top = wb.make("tr");
-    top.append(wb.make("th", "", ""), ...reply.cells.slice(0, reply.columns).map((cell) => { const th = wb.make("th", "", `${across.name} ${wb.number(cell.set[across.name], 3)}`); th.scope = "col"; return th; }));
+    top.append(wb.make("td"), ...reply.cells.slice(0, reply.columns).map((cell) => { const th = wb.make("th", "", `${across.name} ${wb.number(cell.set[across.name], 3)}`); th.scope = "col"; return th; }));
     head.append(top);
     cells = reply.cells.map(({ set, reward, diversity }, place) => {
       const node = wb.make("button", "pg-cell"), four = wb.make("span", "pg-four"), said = wb.make("span", "rew");
