@@ -6,6 +6,7 @@ import io
 import math
 import os
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from html import escape
@@ -33,6 +34,8 @@ from workbench.train import train
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+warnings.filterwarnings("ignore", "IProgress not found")  # of a bar that nobody draws; accelerate's import looks for it
 
 _SHOW_SECONDS = 1.0  # between two drawings of what is live
 _LINES = 10  # that a training prints, about, where nothing is live
@@ -226,7 +229,7 @@ def _image(image: "Tensor", caption: str) -> str:
     content = io.BytesIO()
     compose(image[None].float() / 255, 1).save(content, "PNG")
     data = base64.b64encode(content.getvalue()).decode()
-    return f'<img src="data:image/png;base64,{data}" width="96" alt="{escape(caption)}">'
+    return f'<img src="data:image/png;base64,{data}" width="96" style="min-width: 96px" alt="{escape(caption)}">'
 
 
 def _opened() -> tuple[dict[str, Any], str]:
