@@ -222,8 +222,10 @@ def test_a_killed_supervisor_takes_everything_along(store):
     run = queued(store, PARAMETERS, f"import subprocess\nsubprocess.Popen(['sleep', '600'])\n{FOREVER}")
     dispatcher = Dispatcher(store)
     dispatcher.tick()
-    until((store.folder(run) / "here").exists)
+    until(lambda: store.run(run).status == "running")
     supervisor = psutil.Process(store.run(run).pid)
+    supervisor.suspend()  # what it is told from here on it never reads
+    until((store.folder(run) / "here").exists)
     family = supervisor.children(recursive=True)
     assert len(family) >= 3
     os.kill(supervisor.pid, signal.SIGKILL)

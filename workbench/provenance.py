@@ -194,7 +194,8 @@ def summary(told: Provenance) -> list[tuple[str, str]]:
     code, machine = told.code, told.machine
     state = "" if code.commit is None else ", with uncommitted changes" if code.dirty else ", nothing uncommitted"
     commit = f"{code.commit[:12]} on {code.branch or 'no branch'}{state}" if code.commit else "not known"
-    untracked = ", ".join(sorted(code.untracked)[:5]) + (f" and {len(code.untracked) - 5} more" if len(code.untracked) > 5 else "")
+    more = f" and {len(code.untracked) - 5} more" if len(code.untracked) > 5 else ""
+    untracked = ", ".join(sorted(code.untracked)[:5]) + more
     device = ", ".join(machine.devices) or f"{machine.processor} ({machine.cores} cores)"
     cuda = f", CUDA {machine.cuda}" if machine.cuda else ""
     driver = f", driver {machine.driver}" if machine.driver else ""

@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,9 @@ def main(descriptor: int, kernel: str) -> int:
 
 def _end_with(supervisor: socket.socket) -> None:
     """Wait until the supervisor is no more, or wants it; then take the kernel and this process along."""
-    while supervisor.recv(64):
-        continue
+    with suppress(ConnectionError):  # of one that was killed before it had read all that it was told
+        while supervisor.recv(64):
+            continue
     for child in descendants(os.getpid()):
         signal_group(child.pid, signal.SIGKILL)
         kill(child)
