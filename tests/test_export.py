@@ -242,7 +242,7 @@ def test_the_command_line_exports_imports_deletes_and_restores(
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("export", "latest"), "choose one of --report, --weights and --archive"),
+        (("export", "latest"), "choose one of --report, --weights, --archive and --notebook"),
         (("export", "latest", "--report", "--weights"), "choose one of"),
         (("export", "latest", "--report", "--checkpoint", "3"), "--checkpoint chooses the weights"),
         (("runs", "import"), "runs import needs a FILE"),
