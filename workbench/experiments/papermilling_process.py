@@ -35,6 +35,8 @@ def main(descriptor: int, kernel: str) -> int:
     supervisor.set_inheritable(False)
     threading.Thread(target=_end_with, args=(supervisor,), daemon=True).start()
 
+    # jsonschema goes without where it is not installed; its grammar of web addresses takes most of the time of all imports.
+    sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
     from papermill.exceptions import PapermillExecutionError
     from papermill.execute import execute_notebook
 
