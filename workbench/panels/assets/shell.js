@@ -123,7 +123,9 @@ window.workbench = (() => {
   const receive = (news) => {
     if (!news || !news.parts || !current || news.page !== current.name) return;
     if (news.run !== address.get("run") && !address.get("run").startsWith(news.run)) return; // an answer to a question asked before the run was changed
+    const here = current;
     for (const [name, part] of Object.entries(news.parts)) {
+      if (current !== here) return; // a part has led elsewhere
       current.seen[name] = news.versions[name];
       current.held[name] = part;
       const [kind, chart] = name.split(":");
