@@ -27,6 +27,9 @@ def main(
         str, typer.Option(help="database of the runs as an SQLAlchemy URL; by default SQLite inside the folder")
     ] = "",
     parallel: Annotated[int, typer.Option(min=0, help="queued runs that this app begins at once; 0 leaves them to others")] = 1,
+    devices: Annotated[
+        str, typer.Option(help="GPUs that queued runs are spread over, as in 0,1; by default each sees them all")
+    ] = "",
     auth: Annotated[str, typer.Option(envvar="WORKBENCH_AUTH", help="USER:PASSWORD that visitors must give")] = "",
 ) -> None:
     """Open the workbench in a browser: start, watch and control runs."""
@@ -39,10 +42,18 @@ def main(
         )
     if not _is_free(host, port):
         _refuse(f"port {port} is in use; port {_free_port(host)} is free: python app.py --port {_free_port(host)}")
-    serve(host, port, runs, store or None, (user, password) if auth else None, parallel)
+    serve(host, port, runs, store or None, (user, password) if auth else None, parallel, tuple(filter(None, devices.split(","))))
 
 
-def serve(host: str, port: int, runs: Path, url: str | None, auth: tuple[str, str] | None, parallel: int = 1) -> None:
+def serve(
+    host: str,
+    port: int,
+    runs: Path,
+    url: str | None,
+    auth: tuple[str, str] | None,
+    parallel: int = 1,
+    devices: tuple[str, ...] = (),
+) -> None:
     """Build the page and serve it until interrupted; runs of this process then have ten seconds to stop with a checkpoint."""
     import gradio as gr
 
@@ -58,7 +69,7 @@ def serve(host: str, port: int, runs: Path, url: str | None, auth: tuple[str, st
 
     try:
         record = Store(runs, url)
-        service = Service(record, Dispatcher(record, slots=parallel)) if parallel else None
+        service = Service(record, Dispatcher(record, slots=parallel, devices=devices)) if parallel else None
         studio = Studio(record, Worker(), service)
         studio.store.purge(older_than=TRASH_SECONDS)
         welcome(studio.store)

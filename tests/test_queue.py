@@ -117,6 +117,33 @@ def test_a_failed_run_is_tried_again_after_a_growing_pause_and_then_given_up(sto
     assert Queue(store).entries() == []
 
 
+def test_the_process_of_a_failed_attempt_may_end_after_the_next_was_queued(store):
+    run = queued(store, retries=1)
+    dispatcher = Dispatcher(store, {"local": Recording()})
+    dispatcher.tick()
+    store.claim(run, fresh=True)
+    store.set_status(run, "failed", "no reason")
+    dispatcher.tick()
+    dispatcher._started[run][1].said = ""  # it has written down its end first, and ended then
+    dispatcher.tick()
+    assert store.run(run).status == "queued"
+    entry = Queue(store).entry(run)
+    assert entry is not None
+    assert entry.attempt == 2
+
+
+@pytest.mark.parametrize("error", [OSError("no more processes"), KeyError("a closed client")])
+def test_an_executor_that_raises_whatever_fails_the_run_and_not_the_queue(store, error):
+    class Broken(Recording):
+        def start(self, store, run, device):
+            raise error
+
+    run = queued(store)
+    Dispatcher(store, {"local": Broken()}).tick()
+    assert store.run(run).status == "failed"
+    assert "no process could be begun" in store.run(run).error
+
+
 def test_a_run_that_is_stopped_or_deleted_while_it_waits_is_never_begun(store):
     stopped, deleted, restored = (queued(store) for _ in range(3))
     store.wish(stopped, "stop")
@@ -139,7 +166,7 @@ def test_a_run_that_is_stopped_after_it_was_handed_to_an_executor_is_taken_back(
     for each in (run, begun):
         store.wish(each, "stop")
     assert [end.id for end in dispatcher.tick()] == [run]
-    assert [jobs[each].cancelled for each in (run, begun)] == [True, False]
+    assert [jobs[each][1].cancelled for each in (run, begun)] == [True, False]
     assert [store.run(each).status for each in (run, begun)] == ["stopped", "queued"]
     with pytest.raises(ValueError, match="does not wait"):
         store.claim(run, fresh=True)
@@ -149,7 +176,7 @@ def test_a_process_that_ends_before_it_begins_its_run_fails_it_with_its_last_wor
     run = queued(store)
     dispatcher = Dispatcher(store, {"local": Recording()})
     dispatcher.tick()
-    dispatcher._started[run].said = "ModuleNotFoundError: no torch"
+    dispatcher._started[run][1].said = "ModuleNotFoundError: no torch"
     (end,) = dispatcher.tick()
     assert end.status == "failed"
     assert end.error == "its process ended before it began: ModuleNotFoundError: no torch"

@@ -4,7 +4,6 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from pydantic import Field
 
 from workbench.config import Settings, validated
 from workbench.experiments.executors import LOG, Executor, Local, additions, command, last_words, said
+from workbench.experiments.queue import Queue
 from workbench.store import Store
 
 _WITH_SLURM = ("READY", "PENDING", "REQUEUED", "CONFIGURING", "RUNNING")
@@ -37,7 +37,8 @@ class Slurm(Settings):
         Raises: RuntimeError: if it cannot.
         """
         submitit = _load("submitit")
-        folder = store.folder(run) / "slurm"
+        entry = Queue(store).entry(run)
+        folder = store.folder(run) / "slurm" / str(entry.attempt if entry else 1)  # an earlier attempt's job may be ending yet
         log = store.folder(run) / LOG
         for submitted in folder.glob("*_submitted.pkl") if self.cluster == "slurm" else ():
             job = submitit.SlurmJob(folder=folder, job_id=submitted.name.partition("_")[0])
@@ -179,7 +180,11 @@ def _load(library: str) -> Any:
         raise RuntimeError(f'{library} is not installed: pip install "flow-map-workbench[cluster]"') from error
 
 
-@cache
 def _dask(address: str) -> Any:
-    """One client for each cluster."""
-    return _load("distributed").Client(address, timeout=_REACH_SECONDS)
+    """One client for each cluster; another one where the last has lost it."""
+    if address not in _clients or _clients[address].status in ("closing", "closed"):
+        _clients[address] = _load("distributed").Client(address, timeout=_REACH_SECONDS)
+    return _clients[address]
+
+
+_clients: dict[str, Any] = {}

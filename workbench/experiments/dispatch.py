@@ -35,29 +35,32 @@ class Dispatcher:
         self._slots = slots
         self._devices = devices
         self._only = only
-        self._started: dict[str, Started] = {}
+        self._started: dict[str, tuple[int, Started]] = {}  # by run: the attempt that it was begun for
 
     def tick(self) -> list[Run]:
         """One round; returns the runs that it found finished."""
         for run in self.queue.withdraw():
             if run in self._started:  # it may wait for hours in a cluster's own queue, or be about to begin here
-                self._started.pop(run).cancel()
+                self._started.pop(run)[1].cancel()
         self._give_up_on_those_that_never_began()
         settled = self.queue.settle()
         while entry := self.queue.take(self._executors, self._slots, self._devices, self._only):
             try:
-                self._started[entry.run] = self._executors[entry.lane].start(self._store, entry.run, entry.device)
-            except (OSError, RuntimeError) as error:
+                started = self._executors[entry.lane].start(self._store, entry.run, entry.device)
+                self._started[entry.run] = (entry.attempt, started)
+            except Exception as error:  # of a cluster's library there is no telling; the queue goes on
                 self._store.set_status(entry.run, "failed", f"no process could be begun for it: {error}")
         return settled
 
     def _give_up_on_those_that_never_began(self) -> None:
-        for run, started in list(self._started.items()):
+        for run, (attempt, started) in list(self._started.items()):
             said = started.ended()
             if said is None:
                 continue
             del self._started[run]
             entry = self.queue.entry(run)
-            found = self._store.run(run) if entry is not None else None
-            if found is not None and found.status == "queued" and found.pid is None:
+            if entry is None or entry.attempt != attempt:  # it has begun, failed and waits for its next attempt
+                continue
+            found = self._store.run(run)
+            if found.status == "queued" and found.pid is None:
                 self._store.set_status(run, "failed", f"its process ended before it began: {said or 'it said nothing'}")

@@ -99,7 +99,10 @@ def resume(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
 def explain_schedule(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
     """When a schedule would fire, without adding it."""
     schedule = _schedule(studio, asked)
-    checked(schedule.work.kind, schedule.work.config)
+    if schedule.work.kind == "sweep":
+        check_sweep(validated(SweepSettings, schedule.work.config))
+    else:
+        checked(schedule.work.kind, schedule.work.config)
     return {
         "times": [moment.strftime("%a %d %b %Y, %H:%M") for moment in preview(schedule, 5, time.time())],
         "zone": schedule.timezone,
@@ -180,7 +183,8 @@ def update(studio: Studio, asked: Mapping[str, Any]) -> Parts:
         parts["schedules"] = value(_planned(studio))
     elif view != "digest":
         own = [found for found in every if found.kind == "notebook" and found.config.get("notebook") == asked.get("notebook")]
-        parts["recent"] = value([_recent(found) for found in own[:RECENT]])
+        defaults = {each.name: each.default for each in notebook(asked["notebook"]).parameters} if own else {}
+        parts["recent"] = value([_recent(found, defaults) for found in own[:RECENT]])
         last = {found.config.get("notebook"): found.status for found in reversed(every) if found.kind == "notebook"}
         parts["last"] = value(last)
     return parts
@@ -241,10 +245,12 @@ def _line(found: Run) -> dict[str, Any]:
     }
 
 
-def _recent(found: Run) -> dict[str, Any]:
+def _recent(found: Run, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """A run of a notebook: also what to fill in to repeat it."""
     seconds = found.updated - found.created if found.over else None
-    return _line(found) | {"parameters": found.config.get("parameters", {}), "seconds": seconds}
+    parameters = found.config.get("parameters", {})
+    own = {name: value for name, value in parameters.items() if name not in defaults or value != defaults[name]}
+    return _line(found) | {"parameters": parameters, "own": own, "seconds": seconds}
 
 
 def _results(studio: Studio, chosen: Run, runs: Mapping[str, Run], charts: Sequence[str]) -> Parts:
@@ -359,7 +365,10 @@ def _schedule(studio: Studio, asked: Mapping[str, Any]) -> Schedule:
         config = {"notebook": name, "parameters": read_parameters(found, fixed)}
     else:
         config = change(PRESETS[name], fixed).model_dump(mode="json")
-    work = {"kind": {"preset": "train"}.get(kind, kind), "config": config} | ({} if kind == "sweep" else _given(asked["limits"]))
+    work = {"kind": {"preset": "train"}.get(kind, kind), "config": config}
+    if asked.get("change") and kind != "sweep":  # what the form does not show stays as it is
+        before = Schedules(studio.store).get(asked["name"]).schedule.work.model_dump(mode="json")
+        work |= {name: before[name] for name in ("title", *LIMITS, "lane") if name in before}
     return validated(Schedule, _given(asked["plan"]) | {"name": asked["name"], "work": work, "trigger": asked["trigger"]})
 
 

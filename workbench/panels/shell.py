@@ -63,11 +63,8 @@ def answer(studio: Studio, pages: Mapping[str, Page], question: Mapping[str, Any
     """What a page's action says to `question`: its `page`, `name` and `value`; a refusal is a list of `errors`."""
     try:
         return pages[question["page"]].actions[question["name"]](studio, question["value"])
-    except (ValueError, StoreError) as error:
-        return {"errors": str(error).splitlines()}
-    except Exception as error:  # a defect, or no memory left: the page stays alive, and whoever mends it finds the place
-        traceback.print_exc()
-        return {"errors": [f"that did not work: {type(error).__name__}: {error}"]}
+    except Exception as error:
+        return {"errors": _said(error).splitlines()}
 
 
 def update(studio: Studio, pages: Mapping[str, Page], asked: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -82,14 +79,14 @@ def update(studio: Studio, pages: Mapping[str, Page], asked: Mapping[str, Any]) 
     try:
         parts["runs"] = _listed(studio.runs())
         parts |= pages[asked["page"]].update(studio, asked)
-    except (ValueError, StoreError) as error:
-        problem = str(error)
+    except Exception as error:
+        problem = _said(error)
     for name, (version, make) in parts.items():
         if seen.get(name) != version:
             try:
                 made[name] = (version, make())
-            except (ValueError, StoreError) as error:  # the other parts stand, and this one is tried again
-                problem = str(error)
+            except Exception as error:  # the other parts stand, and this one is tried again
+                problem = _said(error)
     version, make = value(problem)
     if seen.get("problem", value("")[0]) != version:
         made["problem"] = (version, make())
@@ -101,6 +98,14 @@ def update(studio: Studio, pages: Mapping[str, Page], asked: Mapping[str, Any]) 
         "versions": {name: version for name, (version, _) in made.items()},
         "parts": {name: part for name, (_, part) in made.items()},
     }
+
+
+def _said(error: Exception) -> str:
+    """An error in words: those of a refusal; of a defect, or where no memory is left, its name, and its place for the log."""
+    if isinstance(error, ValueError | StoreError):
+        return str(error)
+    traceback.print_exception(error)
+    return f"that did not work: {type(error).__name__}: {error}"
 
 
 def layout(pages: Sequence[Page]) -> str:

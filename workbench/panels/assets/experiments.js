@@ -8,8 +8,7 @@ window.workbench.page("experiments", (page) => {
   const current = () => notebooks.find((each) => each.name === get("notebook")) || notebooks.find((each) => each.name === "quickstart") || notebooks[0];
   const progress = (run) => run.iterations ? Math.min(1, run.iteration / run.iterations) : 0;
   const badge = (run) => {
-    const asked = run.wanted === "stop" && ["queued", "running", "paused"].includes(run.status);
-    const node = make("span", "wb-badge", `${wb.marks[run.status] || ""} ${asked ? "stopping" : run.status}`);
+    const node = make("span", "wb-badge", wb.badge(run));
     node.dataset.status = run.status;
     if (run.error) node.title = run.error;
     return node;
@@ -129,8 +128,7 @@ window.workbench.page("experiments", (page) => {
   const recent = (runs) => {
     show(slot("recent-box"), runs.length > 0);
     keyed(slot("recent"), runs, (run) => run.id, () => make("div", "ex-run"), (node, run) => {
-      const known = current(), differs = known ? known.parameters.filter((each) => each.name in run.parameters && JSON.stringify(run.parameters[each.name]) !== (typeof each.default === "string" && each.type !== "str" && !each.options.length ? JSON.stringify(JSON.parse(each.default)) : JSON.stringify(each.default))) : [];
-      const words = differs.map((each) => `${wb.words(each.name)} = ${JSON.stringify(run.parameters[each.name])}`).join(", ") || "defaults";
+      const words = Object.entries(run.own).map(([name, value]) => `${wb.words(name)} = ${JSON.stringify(value)}`).join(", ") || "defaults";
       const text = make("div", "ex-run-text");
       text.append(make("span", "", words), make("small", "wb-note", `${wb.when(run.created)}${run.seconds === null ? `, ${told(run)}` : `, ${wb.duration(run.seconds)} in all`} · ${run.origin}`));
       if (run.error) text.append(make("small", "ex-error", run.error));

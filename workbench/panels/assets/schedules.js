@@ -10,7 +10,7 @@ window.workbench.schedules = ({ page, keyed, button, values, known, view }) => {
     if (kind === "at") return { name: "at", moment: slot("moment").value.replace("T", " ") };
     return { name: "cron", line: kind === "cron" ? slot("cron").value : kind };
   };
-  const question = () => ({ name: slot("plan-name").value.trim(), what: slot("what").value, fixed: slot("plan-fixed").value, trigger: trigger(), plan: values(slot("plan-more")), limits: {}, change: changing });
+  const question = () => ({ name: slot("plan-name").value.trim(), what: slot("what").value, fixed: slot("plan-fixed").value, trigger: trigger(), plan: values(slot("plan-more")), change: changing });
   const explain = wb.settled(300, async () => {
     if (view() !== "schedules") return;
     const reply = await page.ask("explain_schedule", { ...question(), name: slot("plan-name").value.trim() || "preview" });
