@@ -35,6 +35,7 @@ OWNERS = {
     "threading": ("workbench.jobs", "workbench.experiments.papermilling"),
     "concurrent": (  # pages only hand futures on
         "workbench.jobs",
+        "workbench.rewards.jpeg",
         "workbench.scoring",
         "workbench.studio",
         "workbench.panels",
@@ -43,6 +44,7 @@ OWNERS = {
     "gradio": ("app", "workbench.panels", "workbench.cli.doctor"),
     "plotly": ("workbench.figures",),
     "diffusers": ("workbench.models",),
+    "transformers": ("workbench.models",),
     "rapidocr": ("workbench.rewards",),
     "onnxruntime": ("workbench.rewards",),
     "peft": ("workbench.models",),
@@ -59,7 +61,7 @@ OWNERS = {
 
 LAYERS = (
     {"flow"},
-    {"contracts", "grpo", "events", "optim", "newest"},
+    {"contracts", "grpo", "events", "optim", "newest", "whole_file", "prompt_cache"},
     {"samplers", "rewards", "models", "tasks", "lab", "energy"},
     {"rollout", "lesson"},
     {"objectives"},
@@ -77,7 +79,6 @@ LAYERS = (
         "checkpoints",
         "tables",
         "exact_json",
-        "whole_file",
         "processes",
         "policies",
         "galleries",

@@ -122,8 +122,8 @@ def _reference_figures(recipe: Recipe, generator: Generator, sample: HeldOut) ->
 
 
 def _quick_rewards(task: Task) -> dict[str, RewardFunction]:
-    """Every reward that understands the task's images and is quick enough to train on, by name."""
-    fitting = {name: reward for name, reward in REWARDS.items() if reward.domain in ("", task.domain)}
+    """Every reward that is made for the task's images and quick enough to train on, by name."""
+    fitting = {name: reward for name, reward in REWARDS.items() if reward.domain == task.domain}
     return {name: reward().load(torch.device("cpu")) for name, reward in fitting.items() if not reward.background}
 
 

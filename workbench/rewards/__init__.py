@@ -2,6 +2,7 @@ from workbench.contracts import Reward
 from workbench.rewards.glyphs_dense import GlyphsDense
 from workbench.rewards.glyphs_exact import GlyphsExact
 from workbench.rewards.glyphs_ocr import GlyphsOCR
+from workbench.rewards.jpeg import JPEGSize
 from workbench.rewards.preference import GlyphsPreference
 from workbench.rewards.preference_rule import GlyphsRule
 from workbench.rewards.shapes_dense import ShapesDense
@@ -17,4 +18,5 @@ REWARDS: dict[str, type[Reward]] = {
     "glyphs_ocr": GlyphsOCR,
     "glyphs_preference": GlyphsPreference,
     "glyphs_rule": GlyphsRule,
+    "jpeg_size": JPEGSize,
 }

@@ -1,5 +1,6 @@
 from workbench.contracts import Task
 from workbench.tasks.glyphs import GlyphsTask
+from workbench.tasks.prompts import PromptsTask
 from workbench.tasks.shapes import ShapesTask
 
-TASKS: dict[str, type[Task]] = {"shapes": ShapesTask, "glyphs": GlyphsTask}
+TASKS: dict[str, type[Task]] = {"shapes": ShapesTask, "glyphs": GlyphsTask, "prompts": PromptsTask}
