@@ -123,7 +123,7 @@ def test_a_reward_that_the_preset_lacks_can_be_added() -> None:
         ({"sampler.noise": "nan"}, ["sampler.noise = 'nan'", "finite"]),
         ({"sampler.name": "gamma"}, ["sampler.name", "unknown sampler 'gamma'", "asfmc", "flow_sde"]),
         ({"sampler.name": "flow_sde", "sampler.anchor": 0.5}, ["'sampler.anchor'", "choose from: name, noise"]),
-        ({"model": "flux"}, ["model.name", "'flux'", "choose from: shapes"]),
+        ({"model": "sdxl"}, ["model.name", "'sdxl'", "choose from: shapes"]),
         ({"rewards.aesthetics": 1}, ["rewards.aesthetics", "unknown reward", *REWARDS]),
         ({"rollout.mode": "some"}, ["rollout.mode = 'some'", "'branch', 'all', 'window' or 'tree'"]),
         ({"evaluation.steps": "[1, 0]"}, ["evaluation.steps.1 = 0", "greater than or equal to 1"]),

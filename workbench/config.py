@@ -13,8 +13,9 @@ from workbench.objectives import OBJECTIVES
 from workbench.objectives.grpo import GRPOObjective
 from workbench.objectives.nft import NFTObjective
 from workbench.rewards import REWARDS
-from workbench.rules import check_domain, check_maps, check_noise, check_rollout
+from workbench.rules import check_adapter, check_domain, check_maps, check_noise, check_rollout
 from workbench.samplers import SAMPLERS
+from workbench.samplers.flow_sde import FlowSDESampler
 from workbench.tasks import TASKS
 
 M = TypeVar("M", bound=BaseModel)
@@ -261,6 +262,7 @@ class RunConfig(Settings):
         for prompt in self.prompts:
             self.task.check(prompt)
         check_maps(self)
+        check_adapter(self)
         check_noise(self)
         check_rollout(self)
         if self.grpo.groups % self.compute.processes:
@@ -355,6 +357,22 @@ PRESETS: dict[str, RunConfig] = {
         adapter=AdapterConfig(kind="lora"),
         optimizer=OptimizerConfig(learning_rate=5e-4),
     ),
+    "flux": RunConfig(
+        title="Align FLUX.1 with LoRA",
+        iterations=200,
+        task=TASKS["prompts"](),
+        model=MODELS["flux"](),
+        sampler=FlowSDESampler(noise=0.9),
+        rewards=_rewards(jpeg_size=1.0),
+        objective=GRPOObjective(kl_weight=0.0),
+        rollout=RolloutConfig(mode="window", steps=6, window=2, window_moves="jumps", window_until=3, shift=1.9),
+        grpo=GRPOConfig(groups=8, group_size=24),
+        adapter=AdapterConfig(kind="lora", rank=64, alpha=128.0),
+        optimizer=OptimizerConfig(beta2=0.999, weight_decay=1e-4),
+        evaluation=EvaluationConfig(images=32, final_images=64, group_size=4, judged=32, sampling_steps=28, steps=(28,)),
+        record=RecordConfig(groups_shown=4),
+        compute=ComputeConfig(sample_batch=8, train_batch=4),
+    ),
     "shapes_hacked": RunConfig(
         title="Reward hacking on purpose: no KL, no fidelity",
         rewards=_rewards(shapes_dense=0.5, shapes_exact=0.5, shapes_fidelity=0.0),
@@ -363,7 +381,7 @@ PRESETS: dict[str, RunConfig] = {
         optimizer=OptimizerConfig(learning_rate=5e-4),
     ),
 }
-"""Ready-made runs by name; every one trains on a laptop's CPU."""
+"""Ready-made runs by name; every one trains on a laptop's CPU but `flux`, which wants a GPU and FLUX's weights."""
 
 
 def configure(preset: str = "shapes", changes: Mapping[str, Any] | None = None) -> RunConfig:

@@ -9,10 +9,10 @@ import secrets
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from safetensors import SafetensorError
@@ -27,6 +27,9 @@ from workbench.models.embedded import EmbeddedModel, shipped_weights
 from workbench.records import OVER, Row, Run
 from workbench.store import Store
 from workbench.whole_file import whole_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LARGEST = 16 * 2**30
 """Most bytes that an archive may unpack to."""
@@ -154,7 +157,9 @@ def read_archive(store: Store, path: Path) -> str:
 def write_weights(store: Store, run: str, iteration: int | None = None) -> Path:
     """The averaged weights of a checkpoint, the last one without `iteration`, as one file.
 
-    All weights: a safetensors file that `model.weights` loads. A LoRA adapter: a zip of its folder in the format of peft.
+    All weights: a safetensors file that `model.weights` loads, or that takes the place of the file in the folder of a
+    pipeline's component. A LoRA adapter: a file for diffusers' `load_lora_weights`; of a model that is in no pipeline, a zip of
+    its folder in the format of peft.
 
     Raises: ValueError: if the run has no such checkpoint; StoreError: if the disk refuses.
     """
@@ -166,16 +171,36 @@ def write_weights(store: Store, run: str, iteration: int | None = None) -> Path:
     made = {"run": found.id, "iteration": checkpoint.iteration, "title": found.title, "model": config.model.name}
     try:
         with store.disk(stem.parent):
+            component, trained = config.model.component, checkpoint.tensors["ema"]
+            if config.adapter.kind == "lora" and component:
+                return _write_safely(stem.with_name(f"{stem.name}-lora.safetensors"), lora_for_diffusers(trained, config), made)
             if config.adapter.kind == "lora":
                 return _write_adapter(stem.with_name(f"{stem.name}-lora.zip"), checkpoint.tensors["ema"], config, made)
-            path = stem.with_name(f"{stem.name}.safetensors")
-            with whole_file(path) as hidden:
-                tensors = {f"network.{name}": value.contiguous() for name, value in checkpoint.tensors["ema"].items()}
-                save_file(_beside(config) | tensors, hidden, {"workbench": json.dumps(made)})
-            return path
+            prefix = "" if component else "network."
+            tensors = _beside(config) | {f"{prefix}{name}": value for name, value in trained.items()}
+            return _write_safely(stem.with_name(f"{stem.name}.safetensors"), tensors, made)
     except SafetensorError as error:  # how the library reports a full disk
         with store.disk(stem.parent):
             raise OSError(str(error)) from error
+
+
+def lora_for_diffusers(tensors: "Mapping[str, Tensor]", config: RunConfig) -> "dict[str, Tensor]":
+    """A policy's adapters under the names that diffusers gives them.
+
+    The scale alpha / rank is worked into the second factor, so that no program has to know it.
+    """
+    scale, found = config.adapter.alpha / config.adapter.rank, {}
+    for name, value in tensors.items():
+        plain = name.removeprefix("base_model.model.").replace(".default.", ".")
+        found[f"{config.model.component}.{plain}"] = value * scale if ".lora_B." in name else value
+    return found
+
+
+def _write_safely(path: Path, tensors: "Mapping[str, Tensor]", made: dict[str, Any]) -> Path:
+    with whole_file(path) as hidden:
+        content = {name: value.contiguous() for name, value in tensors.items()}
+        save_file(content, hidden, {"format": "pt", "workbench": json.dumps(made)})
+    return path
 
 
 def _write_adapter(path: Path, tensors: dict[str, Any], config: RunConfig, made: dict[str, Any]) -> Path:

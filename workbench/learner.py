@@ -12,6 +12,7 @@ from torch import Tensor
 
 from workbench.config import RunConfig, change_live
 from workbench.contracts import Generator
+from workbench.evaluate import held_out
 from workbench.events import CheckpointReady, Controls, Progress
 from workbench.examiner import Examiner, expect_finite
 from workbench.flow import seed_stream
@@ -71,13 +72,27 @@ class Learner:
 
     def draw_prompts(self) -> tuple[list[str], int]:
         """This process's prompts of the iteration, one per group, and the index of its first in the whole batch."""
-        available = self.config.prompts or self.config.task.prompts("train")
-        wanted, processes = self.config.grpo.groups, self.accelerator.num_processes
-        draw = torch.Generator().manual_seed(abs(seed_stream(self.config.seed, "prompts", self.iteration)))
-        order = torch.cat([torch.randperm(len(available), generator=draw) for _ in range(math.ceil(wanted / len(available)))])
-        own = wanted // processes
+        own = self.config.grpo.groups // self.accelerator.num_processes
         first = own * self.accelerator.process_index
-        return [available[index] for index in order[first : first + own].tolist()], first
+        return self._drawn(self.iteration)[first : first + own], first
+
+    def _drawn(self, iteration: int) -> list[str]:
+        """The prompts of an iteration, over all processes."""
+        available = self.config.prompts or self.config.task.prompts("train")
+        wanted = self.config.grpo.groups
+        draw = torch.Generator().manual_seed(abs(seed_stream(self.config.seed, "prompts", iteration)))
+        order = torch.cat([torch.randperm(len(available), generator=draw) for _ in range(math.ceil(wanted / len(available)))])
+        return [available[index] for index in order[:wanted].tolist()]
+
+    def read_ahead(self) -> None:
+        """Embed every prompt that the run will ask for, so that a text encoder reads them at once and then leaves memory.
+
+        Raises: ValueError: if one cannot be understood, before anything is drawn.
+        """
+        settings = self.config.evaluation
+        drawn = [prompt for iteration in range(self.iteration, self.config.iterations) for prompt in self._drawn(iteration)]
+        shown = held_out(self.config.task, max(settings.images, settings.final_images), settings.group_size, settings.seed)
+        self.policy.generator.embed(list(dict.fromkeys([*drawn, *shown.prompts])))
 
     def change(self, changes: Mapping[str, Any]) -> None:
         """Go on with other settings, as far as they may change during a run.

@@ -47,6 +47,16 @@ def check_maps(config: "RunConfig") -> None:
         )
 
 
+def check_adapter(config: "RunConfig") -> None:
+    """What is trained is precise enough to take small steps."""
+    dtype = getattr(config.model, "dtype", "fp32")
+    if config.adapter.kind == "full" and dtype != "fp32":
+        raise ValueError(
+            f"adapter.kind = 'full' trains weights that model.dtype = {dtype!r} holds too coarsely for small steps; use "
+            "adapter.kind = 'lora', or model.dtype = 'fp32'"
+        )
+
+
 def check_noise(config: "RunConfig") -> None:
     """Samples of a group differ, and where the objective needs it their steps have a density."""
     sampler, rollout = config.sampler, config.rollout

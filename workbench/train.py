@@ -58,6 +58,7 @@ def train(
     learner = learner or Learner(config, accelerator or make_accelerator(config))
     if resume is not None:
         learner.restore(resume)
+    learner.read_ahead()
     yield Started(learner.iteration, _facts(learner))
     try:
         behind = learner.evaluated < learner.iteration  # a new run, or one whose last evaluation was lost

@@ -1,4 +1,5 @@
 from workbench.contracts import Model
+from workbench.models.flux import FluxModel
 from workbench.models.glyphs import GlyphsModel
 from workbench.models.shapes import ShapesModel
 from workbench.models.shapes_cm import ShapesConsistencyModel
@@ -9,4 +10,5 @@ MODELS: dict[str, type[Model]] = {
     "shapes_fm": ShapesVelocityModel,
     "shapes_cm": ShapesConsistencyModel,
     "glyphs": GlyphsModel,
+    "flux": FluxModel,
 }

@@ -1,0 +1,127 @@
+"""A pipeline of diffusers as a folder: where it is, fetched from the hub where it has to be, and whether it is the right one."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+HEAD = "model_index.json"
+"""The file that says which classes a pipeline is made of."""
+
+_ENDS = 2**20  # bytes of the beginning and the end of a file that tell its content
+_HUB = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def pipeline_folder(source: str, pipeline: str, parts: Sequence[str], *, offline: bool = False) -> Path:
+    """The folder of a pipeline.
+
+    Args:
+        source: a folder, or the id of a model on the hub, from where it is fetched once.
+        pipeline: name of the class that it has to be.
+        parts: the subfolders that are needed.
+        offline: take only what has been fetched before.
+    Raises: ValueError: if it is missing, gated, cannot be reached or holds another pipeline; says what to do.
+    """
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        if not _HUB.fullmatch(source):
+            raise ValueError(
+                f"model.source = {source!r} is no folder; name one with a {HEAD} in it, or a model of the hub such as "
+                "'black-forest-labs/FLUX.1-dev'"
+            )
+        folder = _fetched(source, pipeline, parts, offline)
+    _check(folder, pipeline)
+    for part in parts:
+        if not (folder / part).is_dir():
+            raise ValueError(f"{folder} lacks the folder {part!r} of a {pipeline}; fetch it again")
+    return folder
+
+
+def cached_folder(source: str) -> Path | None:
+    """The folder of a pipeline if it is on this machine already; asks nobody."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if not _HUB.fullmatch(source):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    head = try_to_load_from_cache(source, HEAD)
+    return Path(head).parent if isinstance(head, str) else None
+
+
+def fingerprint(folder: Path, parts: Sequence[str]) -> str:
+    """A digest of the files in some subfolders: of their names, sizes, beginnings and ends."""
+    digest = hashlib.sha256()
+    for path in sorted(path for part in parts for path in (folder / part).rglob("*") if path.is_file()):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_ENDS))
+            file.seek(max(0, size - _ENDS))
+            digest.update(file.read())
+    return digest.hexdigest()
+
+
+@contextmanager
+def loading(folder: Path) -> Iterator[None]:
+    """Load from a folder without bars and notes on the screen; what goes wrong is told in one line, with what to do."""
+    from diffusers.utils import logging as diffusers_log
+    from transformers.utils import logging as transformers_log
+
+    logs = (diffusers_log, transformers_log)
+    before = [(log.get_verbosity(), log.is_progress_bar_enabled()) for log in logs]
+    for log in logs:
+        log.set_verbosity_error()
+        log.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"{folder} cannot be loaded: {first}; fetch it again") from error
+    finally:
+        for log, (verbosity, bar) in zip(logs, before, strict=True):
+            log.set_verbosity(verbosity)
+            if bar:
+                log.enable_progress_bar()
+
+
+def _fetched(source: str, pipeline: str, parts: Sequence[str], offline: bool) -> Path:
+    """The hub's copy on this machine. Its head comes first, so that a wrong pipeline is not fetched whole."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    page = f"https://huggingface.co/{source}"
+    try:
+        _check(Path(hf_hub_download(source, HEAD, local_files_only=offline)).parent, pipeline)
+        patterns = [HEAD, *(f"{part}/*" for part in parts)]
+        return Path(snapshot_download(source, allow_patterns=patterns, local_files_only=offline))
+    except GatedRepoError as error:
+        raise ValueError(
+            f"{source} is only given to those who accepted its licence: do so on {page}, then log in with `hf auth login`; or "
+            "let model.source name a folder that holds it"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ValueError(
+            f"there is no folder {source!r} here, and no model of that name on the hub that you may see: look at {page}, and log "
+            "in with `hf auth login` where it is private"
+        ) from error
+    except (LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(
+            f"{source} is not on this machine and the hub cannot be reached: run `hf download {source}` where it can, having "
+            f"accepted the licence on {page} if it asks for that; or let model.source name a folder that holds it"
+        ) from error
+
+
+def _check(folder: Path, pipeline: str) -> None:
+    head = folder / HEAD
+    try:
+        found = json.loads(head.read_text()).get("_class_name")
+    except FileNotFoundError:
+        raise ValueError(f"{folder} holds no pipeline of diffusers: it has no {HEAD}; name the folder that has it") from None
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{head} is not readable ({error}); fetch it again") from error
+    if found != pipeline:
+        raise ValueError(f"{folder} holds a {found}, and this model loads a {pipeline}; choose another folder or model.name")
