@@ -75,6 +75,11 @@ def test_a_notebook_is_run_from_its_form_and_read_in_the_page(page: Page, served
     assert here.locator('[data-slot="frame"]').get_attribute("sandbox") == "allow-scripts"
     page.reload()
     expect(frame.get_by_text("<b>result</b> 1.0")).to_be_visible(timeout=LOADED)
+    with page.expect_popup() as opened:
+        here.get_by_role("link", name="Open in a tab").click()
+    inside = opened.value.frame_locator("iframe")
+    expect(inside.get_by_text("<b>result</b> 1.0")).to_be_visible(timeout=LOADED)
+    assert inside.locator("body").evaluate("() => origin") == "null", "what a notebook shows must not reach the pages"
 
 
 def test_a_failure_is_told_and_its_cell_is_found(page: Page, served: Served, errors: list[str]) -> None:
