@@ -21,6 +21,7 @@ SMALLEST: dict[str, dict[str, Any]] = {
     "methods": {"methods": ["asfmc, branching"], "evaluations": 8000, "seconds": 1.0, "prompts": 6, "jobs": 1},
     "quickstart": {"images": 2, "anchors": [1.0], "iterations": 2, "groups": 2, "measured": 8},
     "align_shapes": {"iterations": 2, "images": 8, "steps": [4], "overrides": {"grpo.groups": 2, "evaluation.final_images": 8}},
+    "flux_lora": {"iterations": 2, "group_size": 4, "images": 8, "rank": 2},
     "report": {"pictures": 2, "figures": ["reward"]},
 }
 """Each notebook by name, and the parameters with which it takes seconds."""
@@ -30,6 +31,7 @@ SMALLEST: dict[str, dict[str, Any]] = {
 def store(tmp_path, monkeypatch):
     monkeypatch.delenv("WORKBENCH_NOTEBOOKS", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
     store = Store(tmp_path / "runs")
     yield store
     store.close()
@@ -140,6 +142,24 @@ def test_a_model_is_aligned_and_measured_and_a_report_tells_of_it(store):
     assert f"{made}, done after 2 of 2 iterations" in said
     assert (store.folder(made) / "exports" / f"{made}.html").stat().st_size > 1_000_000
     assert last(store, told) == {"iterations": 2, "evaluations": len(store.events(made, kinds=("Evaluated",)))}
+
+
+def test_a_random_flux_is_built_aligned_and_exported(store):
+    made, shown = run(store, "flux_lora")
+    found = last(store, made)
+    base, tuned = (float(value) for value in _row(shown, "jpeg_size"))
+    assert found["final/jpeg_size"] == pytest.approx(tuned, abs=1e-4)
+    assert found["gain/jpeg_size"] == pytest.approx(tuned - base, abs=2e-4)
+    (lora,) = (store.folder(made) / "exports").glob("*-lora.safetensors")
+    said = "".join(output.text for cell in shown.cells for output in cell.get("outputs", ()) if "text" in output)
+    assert str(lora) in said
+    assert store.run(made).training["model"]["source"].startswith(str(store.location.parent / "cache"))
+
+
+def _row(shown: nbformat.NotebookNode, name: str) -> list[str]:
+    """The numbers of a table's row."""
+    text = next(text for text in outputs(shown, "text/plain") if "tuned" in text and name in text)
+    return next(line.split()[1:] for line in text.splitlines() if line.startswith(name))
 
 
 def _base(shown: nbformat.NotebookNode) -> dict[str, float]:
