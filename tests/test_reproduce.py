@@ -17,8 +17,9 @@ from toy_run import SMALL, toy_config, toy_events
 
 from workbench.__main__ import main
 from workbench.branching import branched_config
-from workbench.events import GroupsScored
+from workbench.events import GroupsScored, Started
 from workbench.exact_json import from_json, to_json
+from workbench.experiments.as_notebook import write_notebook as write_run
 from workbench.experiments.comparison import compare, differing_tensors
 from workbench.experiments.differences import difference
 from workbench.experiments.execute import execute, loop
@@ -193,6 +194,9 @@ def test_a_pretraining_and_a_branch_are_reproduced(store):
     new = again(store, branch)
     assert [row.iteration for row in store.events(new, kinds=("IterationDone",))] == [3]
     assert compare(store, branch, new).verdict == "exact"
+    assert compare(store, new, again(store, new)).verdict == "exact"  # it began where the branch did
+    assert difference(store, branch, new).config == ()
+    assert f"begins_from: str = '{parent}'" in write_run(store, new).read_text()
     shutil.rmtree(store.folder(parent) / "checkpoints" / "000002")
     with pytest.raises(
         ValueError, match=rf"{branch} began from the checkpoint after iteration 2 of run {parent}, which is.* missing"
@@ -348,6 +352,19 @@ def test_tensors_count_by_their_largest_element():
     assert [found[3] for found in differing_tensors(torch.tensor([1e-9]), torch.tensor([2e-9]))] == [pytest.approx(0.5)]
     for wrong in (None, torch.zeros(3), torch.zeros(2, dtype=torch.float64), torch.tensor([math.nan, 0.0])):
         assert [found[3] for found in differing_tensors(one, wrong)] == [math.inf]
+
+
+def test_two_runs_that_did_nothing_are_not_called_the_same(store):
+    config = CONFIG.model_dump(mode="json")
+    begun, unbegun, other = (store.create("train", config, title="toy", origin="test") for _ in range(3))
+    store.record(begun, Started(0, {}))
+    for run in (begun, unbegun, other):
+        store.set_status(run, "failed", "the device is gone")
+    found = compare(store, begun, unbegun)
+    assert (found.verdict, found.first) == ("different", ("Started", 0, "", "recorded", "absent"))
+    found = compare(store, unbegun, other)
+    assert (found.verdict, found.sentence) == ("nothing to compare", "nothing to compare: neither run has recorded anything")
+    assert compare(store, begun, begun).verdict == "exact"
 
 
 # What differs

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from workbench.events import CheckpointReady, Controls, Event, IterationDone
+from workbench.provenance import read_provenance
 from workbench.whole_file import whole_file
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ class Replay(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     of: str = Field(description="the run that is repeated")
+    begins: tuple[str, int] | None = Field(None, description="the run, and its iteration, whose checkpoint that one began from")
     until: int | None = Field(None, ge=0, description="the iteration after which that run ended early")
     threads: tuple[tuple[int, int], ...] = Field((), description="from which iteration on torch worked with how many threads")
     changes: dict[int, dict[str, Any]] = Field({}, description="settings that changed after an iteration, by dotted key")
@@ -39,6 +40,8 @@ class Replay(BaseModel):
     def at(self, iteration: int, controls: Controls) -> None:
         """Ask of the loop what holds for the update that follows this iteration."""
         if count := self.threads_after(iteration):
+            import torch  # only where something computes: looking at runs needs none of it
+
             torch.set_num_threads(count)
         if iteration in self.changes:
             controls.changes = controls.changes | self.changes[iteration]
@@ -51,8 +54,23 @@ class Replay(BaseModel):
         self.at(iteration, controls)
 
 
-def replay_of(run: "Run", rows: "Sequence[Row]", drivers: "Sequence[Provenance]") -> Replay:
-    """What must be done to a run with the same settings so that it becomes this one, from what was recorded of it."""
+def beginning(store: "Store", run: "Run") -> tuple[str, int] | None:
+    """The run, and the iteration of it, whose checkpoint a run began from; None for one that began from nothing.
+
+    Raises: ValueError: if it repeats another, and how cannot be read.
+    """
+    if run.branched is not None and run.parent is not None:
+        return run.parent, run.branched
+    replay = read_replay(store.folder(run.id) / FILE)
+    return replay.begins if replay else None
+
+
+def replay_of(store: "Store", run: "Run") -> Replay:
+    """What must be done to a run with the same settings so that it becomes this one, from what was recorded of it.
+
+    Raises: ValueError: if what was recorded is damaged.
+    """
+    rows = store.events(run.id)
     changes: dict[int, dict[str, Any]] = {}
     for row in rows:
         if row.kind == "Changed":
@@ -62,8 +80,9 @@ def replay_of(run: "Run", rows: "Sequence[Row]", drivers: "Sequence[Provenance]"
     fails_again = run.kind == "notebook" and run.status == "failed"
     return Replay(
         of=run.id,
+        begins=beginning(store, run),
         until=reached if ended_early and not fails_again else None,
-        threads=_threads(drivers, rows),
+        threads=_threads(read_provenance(store, run.id), rows),
         changes=changes,
         samples=() if run.kind == "pretrain" else _iterations(rows, "Sampled"),  # that draws its sheets by itself
         saves=_iterations(rows, "CheckpointReady"),
@@ -113,7 +132,7 @@ def read_replay(path: Path) -> Replay | None:
 def write_replay(replay: Replay, folder: Path) -> None:
     """Write it into a run's directory, all of it or nothing. Raises: OSError: if the disk refuses."""
     with whole_file(folder / FILE) as hidden:
-        hidden.write_text(replay.model_dump_json(indent=1) + "\n")
+        hidden.write_text(replay.model_dump_json(indent=1, exclude_defaults=True) + "\n")  # earlier versions read it too
 
 
 def _threads(drivers: "Sequence[Provenance]", rows: "Sequence[Row]") -> tuple[tuple[int, int], ...]:

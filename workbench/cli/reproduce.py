@@ -33,6 +33,8 @@ def reproduce(
 
     Ctrl-C stops the new run after its current iteration; what there is of it is compared.
     """
+    from rich.markup import escape
+
     from workbench.experiments.comparison import compare
     from workbench.experiments.dispatch import Dispatcher
     from workbench.experiments.reproduce import AtSource, remedy, said_of, since, worktree
@@ -57,11 +59,11 @@ def reproduce(
         say(f"{end.status}: {end.error}")
     told = _described(comparison) | {"status": end.status, "error": end.error, "seconds": round(time.monotonic() - began, 3)}
     if not as_json:
-        show(comparison.sentence)
+        show(escape(comparison.sentence))
         for note in comparison.notes:
-            show(f"  {note}")
+            show(escape(f"  {note}"))
     show_json(told)
-    if comparison.verdict == "different":
+    if comparison.verdict not in ("exact", "close"):
         raise typer.Exit(1)
 
 

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from workbench.branching import branch_state, flat
+from workbench.branching import flat
 from workbench.checkpoints import write_checkpoint
 from workbench.config import PRESETS, RunConfig, change, parse_config
 from workbench.experiments.comparison import compare
 from workbench.experiments.execute import loop
 from workbench.experiments.notebooks import TAG
 from workbench.experiments.papermilling import SOURCE
+from workbench.experiments.reproduce import begun_from
 from workbench.export import export_folder
 from workbench.history import History
 from workbench.jobs import Job
 from workbench.models import MODELS
 from workbench.objectives import OBJECTIVES
-from workbench.provenance import read_provenance
 from workbench.records import Run
 from workbench.replay import Replay, replay_of, write_replay
 from workbench.samplers import SAMPLERS
@@ -51,7 +51,7 @@ def write_notebook(store: Store, run: str) -> Path:
     if found.kind == "notebook":
         made = _own_notebook(store, found)
     elif found.kind in ("train", "pretrain"):
-        made = _notebook_of(found, replay_of(found, store.events(found.id), read_provenance(store, found.id)))
+        made = _notebook_of(found, replay_of(store, found))
     else:
         raise ValueError(
             f"run {found.id} is of kind {found.kind!r}, which computes nothing itself; export the runs that belong to it"
@@ -97,9 +97,7 @@ def repeat(
 
 def begin_from(experiment: "Experiment", config: RunConfig, run: str, iteration: int) -> None:
     """Let the training of this experiment begin from a checkpoint of a run. Raises: ValueError: if there is none that fits."""
-    store = experiment.store
-    parent = store.run(run)
-    begin = branch_state(store.load_checkpoint(parent.id, iteration), parse_config(parent.config), config)
+    store, begin = experiment.store, begun_from(experiment.store, run, iteration, config)
     with store.disk(store.folder(experiment.run)):
         write_checkpoint(store.folder(experiment.run) / "checkpoints", experiment.run, begin)
 
@@ -135,12 +133,12 @@ def _notebook_of(run: Run, replay: Replay) -> nbformat.NotebookNode:
     trains = run.kind == "train"
     lines, settings = _settings_of(run)
     lines += [_line(name, value, told) for name, value, told in _circumstances(run, replay)]
-    called = ["against_the_record", *["begin_from"] * (run.branched is not None), *["pretrain_here"] * (not trains), "repeat"]
+    called = ["against_the_record", *["begin_from"] * (replay.begins is not None), *["pretrain_here"] * (not trains), "repeat"]
     imports = ["from workbench.config import configure"] * trains + ["from workbench.experiment import Experiment"]
     imports += [f"from workbench.experiments.as_notebook import {', '.join(called)}"]
     given = ["threads=threads", *["changes=live_changes"] * bool(replay.changes), *["until=until"] * (replay.until is not None)]
     training = ["experiment = Experiment.here()", f"repeat(experiment, recorded, {', '.join(given)})"]
-    training += ["begin_from(experiment, config, begins_from, begins_after)"] * (run.branched is not None)
+    training += ["begin_from(experiment, config, begins_from, begins_after)"] * (replay.begins is not None)
     training += ["history = experiment.train(config)" if trains else "history = pretrain_here(experiment, recipe, changes)"]
     of = "alignment" if trains else "pretraining"
     cells = [
@@ -200,15 +198,16 @@ def _settings_of(run: Run) -> tuple[list[str], str]:
 
 def _circumstances(run: Run, replay: Replay) -> Iterator[tuple[str, Any, str]]:
     """What else the numbers of a run depend on: name, value and help of each parameter."""
-    threads = replay.threads_after(run.branched or 0) or 0
+    origin, begins = replay.begins or ("", 0)
+    threads = replay.threads_after(begins) or 0
     yield "threads", threads, "CPU threads of torch, on which the last bits of every sum depend; 0 leaves them as they are"
     if replay.changes:
         yield "live_changes", {str(at): each for at, each in replay.changes.items()}, "settings that change after an iteration"
     if replay.until is not None:
         yield "until", replay.until, "the iteration after which the run ended early"
-    if run.branched is not None:
-        yield "begins_from", run.parent, "the run that it begins from"
-        yield "begins_after", run.branched, "the iteration of that run after which it begins"
+    if origin:
+        yield "begins_from", origin, "the run that it begins from"
+        yield "begins_after", begins, "the iteration of that run after which it begins"
     yield "recorded", run.id, "the run that it is compared with"
 
 

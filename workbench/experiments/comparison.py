@@ -17,7 +17,7 @@ from workbench.provenance import read_provenance
 from workbench.records import Row, Run
 from workbench.store import Store
 
-Verdict = Literal["exact", "close", "different"]
+Verdict = Literal["exact", "close", "different", "nothing to compare"]
 
 TOLERANCE = 1e-3
 """Largest relative difference of numbers that counts as close, and of a tensor's elements relative to its largest."""
@@ -53,6 +53,7 @@ class Comparison:
     """What comparing two records has found.
 
     exact: all that is there is equal bit for bit. close: the same structure, and every number within `tolerance`.
+    nothing to compare: neither run has recorded anything, so nothing is known of the other's work.
     """
 
     one: str
@@ -75,7 +76,8 @@ class Comparison:
         if self.verdict == "exact":
             return f"exact: every number, pixel and tensor is the same bit for bit ({counts})"
         place = self.beyond or self.first
-        assert place is not None, "only an exact comparison has no difference"
+        if place is None:
+            return "nothing to compare: neither run has recorded anything"
         if self.verdict == "close":
             return (
                 f"close: the same structure, and numbers at most {self.largest:.2g} apart relative to their size, of "
@@ -122,7 +124,7 @@ class _Comparing:
         return Comparison(
             one=self.runs[0].id,
             other=self.runs[1].id,
-            verdict="exact" if first is None else "close" if beyond is None else "different",
+            verdict=self._verdict(first, beyond),
             tolerance=self.tolerance,
             first=first,
             beyond=beyond,
@@ -133,6 +135,11 @@ class _Comparing:
             environment=self.environment,
             notes=tuple(self.notes),
         )
+
+    def _verdict(self, first: Place | None, beyond: Place | None) -> Verdict:
+        if first is not None:
+            return "close" if beyond is None else "different"
+        return "exact" if self.events or self.tensors else "nothing to compare"
 
     def compare_events(self) -> None:
         rows = [self.store.events(run.id) for run in self.runs]
@@ -145,7 +152,7 @@ class _Comparing:
             here, there = keyed[0].get(key), keyed[1].get(key)
             iteration, kind, _ = key
             if here is None or there is None:
-                cut_off = iteration == self.limit and kind not in ("GroupsScored", "IterationDone")
+                cut_off = iteration == self.limit and kind not in ("Started", "GroupsScored", "IterationDone")
                 if kind not in _OPTIONAL and not cut_off:
                     said = ["absent" if row is None else "recorded" for row in (here, there)]
                     self.note(Place(kind, iteration, "", *said), math.inf)

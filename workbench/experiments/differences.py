@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from workbench import branching
 from workbench.provenance import SOURCE, Code, Provenance, git, read_provenance
 from workbench.records import Run
+from workbench.replay import beginning
 from workbench.store import Store
 
 _LINES = 40  # most of a summary of changes
@@ -91,8 +92,8 @@ def between(one: Provenance, other: Provenance) -> Differences:
 def _settings(store: Store, run: Run) -> dict[str, Any]:
     """What a run depends on, by dotted key: its settings, where it began, and what was changed while it went on."""
     flat = {key: value for key, value in branching.flat(run.config).items() if key != "title"}
-    if run.branched is not None:
-        flat["began from"] = f"iteration {run.branched} of {run.parent}"
+    if begins := beginning(store, run):
+        flat["began from"] = f"iteration {begins[1]} of {begins[0]}"
     for row in store.events(run.id, kinds=("Changed",)):
         flat |= {f"{key}, changed after iteration {row.iteration}": value for key, value in row.data["changes"].items()}
     return flat if run.kind == "train" else flat | {"kind": run.kind}

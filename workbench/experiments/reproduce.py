@@ -15,7 +15,7 @@ from sqlalchemy import Connection, update
 
 from workbench.branching import branch_state
 from workbench.checkpoints import CheckpointError, write_checkpoint
-from workbench.config import RunConfig, parse_config
+from workbench.config import RunConfig, change_live, parse_config
 from workbench.events import CheckpointReady
 from workbench.exact_json import to_json
 from workbench.experiments import papermilling
@@ -57,8 +57,8 @@ def reproduce(store: Store, run: str, *, command: str = "", lane: str = LANE) ->
             f"run {found.id} was trained by {processes} processes together, and the queue begins one; repeat it with: "
             f"torchrun --nproc-per-node {processes} -m workbench train, and the settings that `export --notebook` lists"
         )
-    replay = replay_of(found, store.events(found.id), read_provenance(store, found.id))
-    begin = _beginning(store, found)
+    replay = replay_of(store, found)
+    begin = _beginning(store, found, replay.begins)
     own = store.folder(found.id) / papermilling.SOURCE
     if found.kind == "notebook" and not own.is_file():
         raise ValueError(
@@ -82,6 +82,20 @@ def reproduce(store: Store, run: str, *, command: str = "", lane: str = LANE) ->
     title = f"Reproduction of {found.title}"[:TITLE_LENGTH]
     origin = f"reproduction of {found.id}"
     return store.create(found.kind, settings, title=title, origin=origin, command=command, parent=found.id, along=along)
+
+
+def begun_from(store: Store, origin: str, iteration: int, config: RunConfig) -> CheckpointReady:
+    """The state that a branch with these settings goes on from, as `branch_state`, from a recorded run after an iteration.
+
+    Raises: ValueError: if there is no such run or checkpoint, or its weights do not fit.
+    """
+    parent = store.run(origin)
+    checkpoint = store.load_checkpoint(parent.id, iteration)
+    settings = parse_config(parent.training or {})
+    for row in store.events(parent.id, kinds=("Changed",)):
+        if row.iteration < iteration:
+            settings = change_live(settings, row.data["changes"])
+    return branch_state(checkpoint, settings, config)
 
 
 def since(store: Store, run: str) -> Differences | None:
@@ -171,20 +185,18 @@ class AtSource:
         return LocalProcess(process, store.folder(run) / LOG)
 
 
-def _beginning(store: Store, run: Run) -> CheckpointReady | None:
+def _beginning(store: Store, run: Run, begins: tuple[str, int] | None) -> CheckpointReady | None:
     """What a branch began from, as it was then; None for a run that began from nothing."""
-    if run.branched is None:
+    if begins is None:
         return None
-    assert run.parent is not None, "a branch has a parent"
+    (origin, iteration), config = begins, parse_config(run.config)
     try:
-        parent = store.run(run.parent)
-        checkpoint = store.load_checkpoint(parent.id, run.branched)
+        return begun_from(store, origin, iteration, config)
     except ValueError as error:
         kind = "is damaged or missing" if isinstance(error, CheckpointError) else "is missing"
         raise ValueError(
-            f"run {run.id} began from the checkpoint after iteration {run.branched} of run {run.parent}, which {kind}: {error}"
+            f"run {run.id} began from the checkpoint after iteration {iteration} of run {origin}, which {kind}: {error}"
         ) from None
-    return branch_state(checkpoint, parse_config(parent.config), parse_config(run.config))
 
 
 def _patch(store: Store, run: Run, told: Provenance) -> Path | None:
