@@ -9,6 +9,7 @@ import pytest
 from toy_notebooks import TRAINS, write_notebook
 from toy_run import SMALL, toy_config, toy_images
 
+from workbench.events import Started
 from workbench.experiment import Experiment, Stopped, picture_table
 from workbench.provenance import read_provenance
 from workbench.store import Store
@@ -113,6 +114,8 @@ def test_a_training_that_is_stopped_ends_the_notebook(here, monkeypatch):
     with pytest.raises(Stopped, match="stopped after iteration 1 of 5"):
         here.train(TINY.model_copy(update={"iterations": 5}))
     assert here.store.checkpoints(here.run)[-1] == 1
+    here.finish()
+    assert here.store.run(here.run).status == "stopped"
 
 
 def test_pictures_are_shown_in_rows_with_their_captions():
@@ -141,3 +144,37 @@ def test_a_notebook_in_jupyterlab_is_recorded_with_its_parameters_and_shows_its_
     data = [each["data"] for each in shown if "data" in each]
     assert any("iteration 2 of 2" in each.get("text/html", "") for each in data)
     assert any("application/vnd.plotly.v1+json" in each for each in data)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (ZeroDivisionError("nothing"), "failed", "ZeroDivisionError: nothing"),
+        (FloatingPointError("the loss is nan"), "paused", "the loss is nan"),
+        (KeyboardInterrupt(), "stopped", None),
+    ],
+)
+@pytest.mark.parametrize("where", ["in a step", "beside it"])
+def test_a_training_by_hand_that_ends_early_is_the_end_of_its_run(here, error, status, said, where):
+    def steps(resume, controls):
+        yield Started(0, {"iterations": 2})
+        if where == "in a step":
+            raise error
+
+    def show(event):
+        if where == "beside it":
+            raise error
+
+    with pytest.raises(type(error)):
+        here.drive(steps, show=show)
+    here.finish()
+    run = here.store.run(here.run)
+    assert (run.status, run.error) == ((status, said) if where == "in a step" else ("stopped", None))
+    assert run.over
+    assert (here.store.folder(run.id) / "error.txt").exists() == (said is not None and where == "in a step")
+
+
+def test_a_notebook_that_is_begun_again_ends_the_run_before(here):
+    again = Experiment.here()
+    assert [here.store.run(each.run).status for each in (here, again)] == ["done", "running"]
+    again.finish()

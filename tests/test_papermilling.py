@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import time
 
 import nbformat
@@ -18,8 +19,8 @@ from workbench.experiments.execute import execute
 from workbench.experiments.papermilling import ERROR_ANCHOR, NOTEBOOK
 from workbench.experiments.queue import Entry, Queue
 from workbench.experiments.work import Work, submit
-from workbench.store import Store
-from workbench.tables import QUEUE
+from workbench.store import Store, StoreError
+from workbench.tables import QUEUE, RUNS
 
 HERE = "from pathlib import Path\nPath('here').touch()\n"
 """Says in the run's directory that the cell has been reached."""
@@ -315,3 +316,85 @@ def test_a_full_disk_fails_the_run_with_a_clear_line_and_leaves_nothing(store, m
     end = execute(store, run)
     assert end.status == "failed"
     assert "No space left on device; free some space" in end.error
+
+
+def test_a_stop_waits_for_a_training_that_listens_also_where_its_step_is_long(store, hasty):
+    slow = """
+from workbench.experiment import Experiment
+from workbench.events import IterationDone, Started
+experiment = Experiment.here()
+def steps(resume, controls):
+    yield Started(0, {"iterations": 9})
+    for iteration in range(1, 10):
+        Path("here").touch()
+        time.sleep(1.5)
+        yield IterationDone(iteration, {"reward": 0.0}, 1.0)
+        if controls.stop:
+            return
+import time
+from pathlib import Path
+experiment.drive(steps)"""
+    run = queued(store, PARAMETERS, slow)
+    end = execute(store, run, at_the_marker(store, run, lambda _: store.wish(run, "stop")))
+    assert (end.status, end.error, end.iteration) == ("stopped", None, 1)
+    (error,) = [each for cell in output(store, run).cells for each in cell.get("outputs", ()) if each.output_type == "error"]
+    assert error.ename == "Stopped"
+
+
+def test_a_notebook_goes_on_while_the_record_refuses_and_its_end_is_written_once_it_may(store, monkeypatch):
+    run = queued(store, PARAMETERS, HERE + "raise ValueError('no good')")
+    refused = []
+
+    def refusing(method, times):
+        def refuse(*arguments, **named):
+            if store.run(run).status == "running" and refused.count(method.__name__) < times:
+                refused.append(method.__name__)
+                raise StoreError("the disk is full")
+            return method(*arguments, **named)
+
+        monkeypatch.setattr(store, method.__name__, refuse)
+
+    monkeypatch.setattr(papermilling, "_HEARTBEAT_SECONDS", 0.0)
+    monkeypatch.setattr(papermilling, "_AGAIN_SECONDS", 0.0)
+    refusing(store.heartbeat, 3)
+    refusing(store.set_status, 2)
+    monkeypatch.setattr(store, "write_traceback", lambda *_: refuse_always())
+
+    def refuse_always():
+        refused.append("write_traceback")
+        raise StoreError("the disk is full")
+
+    end = execute(store, run)
+    assert (end.status, end.error) == ("failed", "cell 3: ValueError: no good")
+    assert refused == ["heartbeat"] * 3 + ["set_status"] * 2 + ["write_traceback"]
+
+
+def test_a_papermill_that_hears_of_nothing_is_ended_and_the_run_is_stopped(store, hasty, monkeypatch):
+    monkeypatch.setattr(papermilling, "KILL_SECONDS", 1.0)
+    run = queued(store, PARAMETERS, FOREVER)
+
+    def deafen(family):
+        for process in family:
+            if "papermilling" in " ".join(process.cmdline()):
+                process.suspend()
+        store.wish(run, "stop")
+
+    watch = at_the_marker(store, run, deafen)
+    assert execute(store, run, watch).status == "stopped"
+    assert all(map(gone, watch.family))
+
+
+def test_only_the_supervisor_of_a_run_is_made_to_end_at_once(store):
+    run = queued(store, PARAMETERS)
+    store.claim(run)
+    with psutil.Popen(["sleep", "600"]) as stranger:
+        for own in ({"pid": stranger.pid}, {"pid": stranger.pid, "process_started": stranger.create_time(), "host": "elsewhere"}):
+            with store.writing() as connection:
+                connection.execute(update(RUNS).values(own))
+            papermilling.end_at_once(store, run)
+            assert stranger.poll() is None
+        with store.writing() as connection:
+            connection.execute(update(RUNS).values(host=socket.gethostname()))
+        papermilling.end_at_once(store, run)
+        assert stranger.wait(10) in (-signal.SIGINT, -signal.SIGTERM)
+    papermilling.end_at_once(store, run)  # it is no more

@@ -6,12 +6,14 @@ import io
 import math
 import os
 import time
+import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from IPython import get_ipython
 from IPython.display import HTML, DisplayHandle
@@ -19,17 +21,17 @@ from IPython.display import HTML, DisplayHandle
 from workbench.config import RunConfig, parse_config
 from workbench.events import CheckpointReady, Controls, Evaluated, Event, IterationDone, Reported, Started
 from workbench.experiments.notebooks import checked_notebook, notebook
-from workbench.experiments.papermilling import FOLDER, RUN
+from workbench.experiments.papermilling import FOLDER, LISTENS, RUN
 from workbench.figures import FIGURES
 from workbench.history import History
-from workbench.jobs import Job
+from workbench.jobs import Job, Start
 from workbench.pictures import read_sprite
 from workbench.png import compose
 from workbench.policies import Chosen
 from workbench.provenance import record_provenance
 from workbench.records import Run
 from workbench.rollout import drain
-from workbench.store import Store
+from workbench.store import Store, StoreError
 from workbench.train import train
 
 if TYPE_CHECKING:
@@ -52,6 +54,8 @@ class Experiment:
     JupyterLab or as a script, becomes a new run, which this process drives until it ends.
     """
 
+    _by_hand: ClassVar["Experiment | None"] = None  # the last one of this process
+
     def __init__(self, store: Store, run: str, by_hand: bool) -> None:
         self.store = store
         self.run = run
@@ -61,11 +65,14 @@ class Experiment:
 
     @classmethod
     def here(cls) -> "Experiment":
-        """The run that this notebook is; opened by hand, a new one."""
+        """The run that this notebook is; opened by hand, a new one, which ends the one before."""
         run = os.environ.get(RUN)
         store = Store(os.environ.get(FOLDER, "runs"), os.environ.get("WORKBENCH_STORE"))
         experiment = cls(store, run or "", by_hand=run is None)
         if run is None:
+            if cls._by_hand is not None:
+                cls._by_hand.finish()
+            cls._by_hand = experiment
             experiment._begin()
             atexit.register(experiment.finish)
         return experiment
@@ -123,20 +130,38 @@ class Experiment:
                     event = replace(event, facts=event.facts | {"iterations": config.iterations})
                 yield event
 
-        job = Job(self.store, self.run, begin, resume=last, part=True)
         shown = _Shown(self, config.iterations)
-        while not job.over:
-            event = job.advance()
-            if event is not None:
-                shown.event(event)
-            elif job.paused:
-                job.wait()
+        self.drive(begin, last, shown.event)
+        shown.end()
+        return self.history
+
+    def drive(
+        self, start: Start, resume: CheckpointReady | None = None, show: Callable[[Event], object] = lambda event: None
+    ) -> None:
+        """Let a loop go on as a part of this run until it ends; the page's controls work. By hand, how it ends is the run's end.
+
+        Args:
+            start: begins it, from a checkpoint where there is one to go on from.
+            show: is given every event.
+        Raises: Stopped: if somebody stopped it; and what else ended it early.
+        """
+        job = Job(self.store, self.run, start, resume=resume, part=True)
+        with self._listening():
+            try:
+                while not job.over:
+                    event = job.advance()
+                    if event is not None:
+                        show(event)
+                    elif job.paused:
+                        job.wait()
+            finally:
+                if self.by_hand and job.ended != "done":
+                    self._end(job)
         if job.failure is not None:
             raise job.failure
         if job.ended == "stopped":
-            raise Stopped(f"the training was stopped after iteration {self.store.run(self.run).iteration} of {config.iterations}")
-        shown.end()
-        return self.history
+            run = self.store.run(self.run)
+            raise Stopped(f"the training was stopped after iteration {run.iteration} of {run.iterations}")
 
     def evaluate(
         self, steps: Sequence[int] = (1, 2, 4, 8), images: int | None = None, seed: int | None = None, base: bool = False
@@ -197,9 +222,27 @@ class Experiment:
         return picture_table(rows, evaluations[0].data["prompts"])
 
     def finish(self) -> None:
-        """End a run by hand; otherwise it ends with this process."""
+        """End a run by hand, which is otherwise done when this process ends; one that has ended stays as it is."""
         if self.by_hand and not self.store.run(self.run).over:
             self.store.set_status(self.run, "done")
+
+    def _end(self, job: Job) -> None:
+        """Write down how a training that did not come to its end was left; the cells below may never run."""
+        self.store.set_status(self.run, job.ended or "stopped", job.error)
+        if job.failure is not None:
+            with suppress(StoreError):
+                self.store.write_traceback(self.run, "".join(traceback.format_exception(job.failure)))
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """While a training obeys wishes, whoever watches over this process knows it, and waits when it asks for something."""
+        sign = self.store.folder(self.run) / LISTENS
+        try:
+            with suppress(OSError):  # nobody watches over a notebook by hand, which has no such folder
+                sign.touch()
+            yield
+        finally:
+            sign.unlink(missing_ok=True)
 
     def _is_other(self, run: Run) -> bool:
         return run.id != self.run and run.training is not None

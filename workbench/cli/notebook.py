@@ -1,8 +1,6 @@
 """`notebook`: run a notebook as a recorded run, here or from the queue; and what notebooks there are."""
 
-import os
 import select
-import signal
 import time
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -37,6 +35,8 @@ def notebook(
 
     Ctrl-C stops it, a training in it at its next iteration with a checkpoint; a second one ends it at once.
     """
+    from rich.markup import escape
+
     from workbench.experiments.notebooks import notebook as find
     from workbench.experiments.notebooks import notebooks
 
@@ -71,7 +71,7 @@ def notebook(
         return
     summary = _follow(record, run)
     if not as_json and summary["status"] == "done":
-        show(f"done in {summary['seconds']:.0f} s; its notebook is {summary['notebook']}")
+        show(escape(f"done in {summary['seconds']:.0f} s; its notebook is {summary['notebook']}"))
     show_json(summary)
     if summary["status"] != "done":
         raise typer.Exit(INTERRUPTED if summary["status"] == "stopped" else 1)
@@ -81,7 +81,7 @@ def _follow(store: "Store", run: str) -> dict[str, Any]:
     """Begin a queued run and show how it goes until its end is settled; returns its summary."""
     from workbench.events import IterationDone, Started
     from workbench.experiments.dispatch import Dispatcher
-    from workbench.experiments.papermilling import NOTEBOOK
+    from workbench.experiments.papermilling import NOTEBOOK, end_at_once
 
     dispatcher, started, cursor, asked, told = Dispatcher(store, only={run}), time.monotonic(), 0, False, 0
     found = store.run(run)
@@ -109,7 +109,7 @@ def _follow(store: "Store", run: str) -> dict[str, Any]:
                     screen.say("stopping; Ctrl-C again ends it now")
                 select.select([], [], [], _POLL_SECONDS)  # a second Ctrl-C ends it early
             except KeyboardInterrupt:
-                _kill(store, run)
+                end_at_once(store, run)
     found = store.run(run)
     if found.error:
         say(f"{found.status}: {found.error}")
@@ -117,14 +117,6 @@ def _follow(store: "Store", run: str) -> dict[str, Any]:
     summary = {"run": run, "status": found.status, "iteration": found.iteration, "seconds": round(time.monotonic() - started, 3)}
     summary |= {"directory": str(store.folder(run)), "notebook": str(made) if made.is_file() else None, "error": found.error}
     return summary | {"metrics": {name: points[-1][1] for name, points in store.metrics(run).items()}}
-
-
-def _kill(store: "Store", run: str) -> None:
-    """Let a supervisor of this machine end its notebook at once: two different signals are two requests."""
-    found = store.run(run)
-    if found.pid is not None and not found.over:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            os.kill(found.pid, number)
 
 
 def _described(found: "Notebook") -> dict[str, Any]:
@@ -139,11 +131,11 @@ def _table(found: "list[Notebook]") -> Any:
     from workbench.experiments.notebooks import folder
 
     if not found:
-        return f"no notebooks in {folder()}"
+        return escape(f"no notebooks in {folder()}")
     table = Table("notebook", "title", "parameters", box=None, pad_edge=False)
     for each in found:
         told = f"[red]{escape(each.problem)}[/]" if each.problem else ", ".join(parameter.name for parameter in each.parameters)
-        table.add_row(each.name, escape(each.title), told)
+        table.add_row(escape(each.name), escape(each.title), told)
     return table
 
 

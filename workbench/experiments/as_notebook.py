@@ -18,7 +18,6 @@ from workbench.experiments.papermilling import SOURCE
 from workbench.experiments.reproduce import begun_from
 from workbench.export import export_folder
 from workbench.history import History
-from workbench.jobs import Job
 from workbench.models import MODELS
 from workbench.objectives import OBJECTIVES
 from workbench.records import Run
@@ -108,12 +107,7 @@ def pretrain_here(experiment: "Experiment", recipe: str, changes: Mapping[str, A
 
     settings = configure_recipe(recipe, changes).model_dump(mode="json")
     experiment.store.add_settings(experiment.run, settings)
-    job = Job(experiment.store, experiment.run, loop("pretrain", settings), part=True)
-    while not job.over:
-        if job.advance() is None and job.paused:
-            job.wait()
-    if job.failure is not None:
-        raise job.failure
+    experiment.drive(loop("pretrain", settings))
     return experiment.history
 
 

@@ -11,8 +11,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +24,10 @@ from sqlalchemy import exists, insert, select, update
 from workbench.experiments import papermilling_process
 from workbench.experiments.executors import environment
 from workbench.experiments.papermilling_process import NOTEBOOK, SOURCE
-from workbench.processes import descendants, kill, signal_group
+from workbench.processes import descendants, is_alive, kill, signal_group
 from workbench.store import StoreError
 from workbench.tables import EVENTS, RUNS, WISHES
+from workbench.whole_file import whole_file
 
 if TYPE_CHECKING:
     from workbench.experiments.queue import Entry
@@ -34,27 +37,39 @@ if TYPE_CHECKING:
 RUN, FOLDER = "WORKBENCH_RUN", "WORKBENCH_RUNS"
 """Variables that tell a kernel which run it is, and in which folder of run directories; WORKBENCH_STORE tells the database."""
 
+KERNEL = "kernel"
+"""In a run's directory while its notebook goes on: what belongs to its kernel alone."""
+LISTENS = f"{KERNEL}/listens"
+"""In a run's directory while a training of its notebook obeys wishes, however long it takes to come to the next one."""
+
 ERROR_ANCHOR = "papermill-error-cell"
 """Where the failing cell begins, in an output notebook that is shown as a page."""
 
 UNTAKEN_SECONDS = 2.0
-"""A wish to stop that no training in the notebook has taken by then is not going to be taken."""
+"""A wish to stop that nothing has taken by then is not going to be taken, where no training listens."""
 GRACE_SECONDS = 120.0
-"""For a training that has taken it, to come to the end of its iteration and keep a checkpoint."""
+"""For a training to take the wish; and then to come to the end of its iteration and keep a checkpoint."""
 INTERRUPT_SECONDS, TERMINATE_SECONDS, KILL_SECONDS = 5.0, 3.0, 5.0
 """What the kernel is given to end after each signal, until all is killed."""
+SETTLE_SECONDS = 600.0
+"""For the record, where it cannot be written when a run has ended, to be made usable again."""
 
 _POLL_SECONDS = 0.2
 _HEARTBEAT_SECONDS = 2.0
+_AGAIN_SECONDS = 1.0
 
 
 def supervise(store: "Store", run: "Run", entry: "Entry", interrupted: Callable[[], bool]) -> None:
     """Drive a queued run of a notebook until it is over; the record says how it ended.
 
+    A notebook that goes on does not depend on the record: while that cannot be used, its progress is not written.
+
     Args:
         entry: its place in the queue, which holds the seconds that it may take.
         interrupted: whether this process was asked to end; the run then stops.
-    Raises: ValueError: if the run does not wait: another process drives it, or it is over.
+    Raises:
+        ValueError: if the run does not wait: another process drives it, or it is over.
+        StoreError: if it cannot be written how the run ended.
     """
     store.claim(run.id, fresh=True)
     if store.run(run.id).wanted == "stop":
@@ -72,17 +87,43 @@ def supervise(store: "Store", run: "Run", entry: "Entry", interrupted: Callable[
         reason = _watch(store, run, papermill, entry.timeout, interrupted)
     except KeyboardInterrupt:
         papermill.end()
-        store.set_status(run.id, "stopped")
+        _settle(store, run.id, "stopped")
         raise
-    except StoreError as error:
+    except StoreError as error:  # it has hardly begun
         papermill.end()
-        store.set_status(run.id, "failed", str(error))
+        _settle(store, run.id, "failed", str(error))
         return
     finally:
         papermill.end()
+    _settle(store, run.id, *_outcome(papermill, reason, entry.timeout))
     if papermill.trace:
-        store.write_traceback(run.id, papermill.trace)
-    store.set_status(run.id, *_outcome(papermill, reason, entry.timeout))
+        with suppress(StoreError):  # its first line is in the record
+            store.write_traceback(run.id, papermill.trace)
+
+
+def end_at_once(store: "Store", run: str) -> None:
+    """Let a supervisor of this machine end its notebook without waiting for anything: two signals are two requests.
+
+    Nothing happens where it has ended, or is on another machine.
+    """
+    found = store.read(select(RUNS.c.host, RUNS.c.pid, RUNS.c.process_started).where(RUNS.c.id == run))[0]
+    if found.pid is not None and is_alive(found.host, found.pid, found.process_started):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with suppress(ProcessLookupError):
+                os.kill(found.pid, number)
+
+
+def _settle(store: "Store", run: str, status: str, error: str | None = None) -> None:
+    """Write down how a run ended; where the record refuses, again and again for a while."""
+    until = time.monotonic() + SETTLE_SECONDS
+    while True:
+        try:
+            store.set_status(run, status, error)
+            return
+        except StoreError:
+            if time.monotonic() > until:
+                raise
+        threading.Event().wait(_AGAIN_SECONDS)
 
 
 def _say_where_it_comes_from(store: "Store", run: str) -> None:
@@ -101,10 +142,8 @@ def _keep_source(store: "Store", run: "Run") -> None:
         from workbench.experiments.notebooks import checked_source
 
         content = checked_source(run.config)
-        hidden = kept.with_name(f".{SOURCE}")
-        with store.disk(kept.parent):
+        with store.disk(kept.parent), whole_file(kept) as hidden:
             hidden.write_bytes(content)
-            os.replace(hidden, kept)
 
 
 def _watch(
@@ -115,24 +154,26 @@ def _watch(
     Returns: why it was made to end: "stopped" or "late"; None where it ended by itself.
     """
     began = heard = time.monotonic()
+    noted = papermill.progress
     reason: str | None = None
     steps: Iterator[None] = iter(())
     while papermill.goes_on():
-        now = time.monotonic()
-        if papermill.news():
-            _note(store, run.id, *papermill.progress)
-        if now - heard >= _HEARTBEAT_SECONDS:
-            store.heartbeat(run.id)
-            papermill.look()
-            heard = now
+        now, wished = time.monotonic(), False
+        with suppress(StoreError):  # the next turn tries again
+            wished = store.read(select(RUNS.c.wanted).where(RUNS.c.id == run.id))[0].wanted == "stop"
+            if now - heard >= _HEARTBEAT_SECONDS:
+                heard = now
+                papermill.look()
+                store.heartbeat(run.id)
+            if papermill.progress != noted:
+                _note(store, run.id, *papermill.progress)
+                noted = papermill.progress
         if reason is None:
-            wanted = store.read(select(RUNS.c.wanted).where(RUNS.c.id == run.id))[0].wanted
-            reason = "stopped" if wanted == "stop" or interrupted() else None
-            reason = reason or ("late" if timeout and now - began > timeout else None)
+            reason = "stopped" if wished or interrupted() else "late" if timeout and now - began > timeout else None
             if reason is not None:
-                steps = _insist(store, run.id, papermill, wished=wanted == "stop")
+                steps = _insist(store, run.id, papermill, wished)
         next(steps, None)
-    if papermill.news():
+    with suppress(StoreError):
         _note(store, run.id, *papermill.progress)
     return reason
 
@@ -140,12 +181,21 @@ def _watch(
 def _insist(store: "Store", run: str, papermill: "_Papermill", wished: bool) -> Iterator[None]:
     """Make a notebook end, a step at each turn: ask its training, then interrupt its kernel, terminate it, kill all."""
     stop = (WISHES.c.run == run) & (WISHES.c.wanted == "stop")
-    if not wished:
-        with store.writing() as connection:
-            connection.execute(insert(WISHES).values(run=run, wanted="stop", changes="{}"))
+
+    def is_untaken() -> bool:
+        nonlocal wished
+        try:
+            if not wished:
+                with store.writing() as connection:
+                    connection.execute(insert(WISHES).values(run=run, wanted="stop", changes="{}"))
+                wished = True
+            return bool(store.read(select(WISHES.c.id).where(stop).limit(1)))
+        except StoreError:
+            return True
+
     asked = time.monotonic()
-    while untaken := bool(store.read(select(WISHES.c.id).where(stop).limit(1))):
-        if time.monotonic() - asked > UNTAKEN_SECONDS:
+    while untaken := is_untaken():
+        if time.monotonic() - asked > (GRACE_SECONDS if papermill.listens else UNTAKEN_SECONDS):
             break
         yield
     if not untaken:
@@ -199,12 +249,12 @@ class _Papermill:
         self.error = self.trace = ""
         self._kernel: int | None = None
         self._family: set[psutil.Process] = set()
-        self._own = folder / "kernel"
+        self._own, self._listens = folder / KERNEL, folder / LISTENS
         self._heard = b""
-        self._news = False
         with store.disk(folder):
+            shutil.rmtree(self._own, ignore_errors=True)  # an earlier attempt's
             name = _write_kernel(self._own, run.id)
-            (folder / NOTEBOOK).unlink(missing_ok=True)  # an earlier attempt's
+            (folder / NOTEBOOK).unlink(missing_ok=True)
         values = environment(store, None) | {RUN: run.id, FOLDER: str(store.location), "JUPYTER_PATH": str(self._own)}
         values |= {"JUPYTER_RUNTIME_DIR": str(self._own / "runtime"), "IPYTHONDIR": str(self._own / "ipython")}
         self._socket, theirs = socket.socketpair()
@@ -226,6 +276,8 @@ class _Papermill:
 
     def goes_on(self) -> bool:
         """Whether the process lives; listens for a moment to what it tells."""
+        if self._socket.fileno() < 0:  # it was made to end
+            return False
         try:
             heard = self._socket.recv(65_536)
         except TimeoutError:
@@ -243,10 +295,10 @@ class _Papermill:
             self.end()
         return False
 
-    def news(self) -> bool:
-        """Whether the progress is another than when this was last asked."""
-        self._news, news = False, self._news
-        return news
+    @property
+    def listens(self) -> bool:
+        """Whether a training in the notebook is going to take a wish."""
+        return self._listens.exists()
 
     def look(self) -> None:
         """Remember what the notebook has begun: a process that makes itself the first of a group is not found by its parent's."""
@@ -273,7 +325,7 @@ class _Papermill:
         self._kernel = told.get("kernel", self._kernel)
         self.error, self.trace = told.get("error", self.error), told.get("trace", self.trace)
         if "progress" in told:
-            self.progress, self._news = tuple(told["progress"]), True
+            self.progress = tuple(told["progress"])
 
 
 def _write_kernel(folder: Path, run: str) -> str:
