@@ -19,6 +19,7 @@ from workbench.evaluate import generate, load_policy, stream_images
 from workbench.events import CheckpointReady, Evaluated, IterationDone, PreflightDone
 from workbench.export import write_weights
 from workbench.flow import time_grid
+from workbench.learner import Learner
 from workbench.models.diffusers_folder import pipeline_folder
 from workbench.models.flux import FluxModel, Prompts, pack, unpack
 from workbench.models.policy import Policy
@@ -26,7 +27,7 @@ from workbench.models.tiny import TOKENS, tiny_flux
 from workbench.rollout import drain
 from workbench.samplers import SAMPLERS
 from workbench.store import Store
-from workbench.train import train
+from workbench.train import make_accelerator, train
 
 CPU = torch.device("cpu")
 PLAIN: dict[str, Any] = {"rewards": [{"reward": {"name": "jpeg_size", "wanted": "small"}, "weight": 1.0}]}
@@ -101,7 +102,7 @@ def test_packing_is_diffusers_own_and_comes_back() -> None:
     assert torch.equal(unpack(packed, 6, 10), latents)
 
 
-def test_encoding_is_the_autoencoders_and_decoding_in_slices_is_decoding(dev: Path) -> None:
+def test_encoding_is_the_autoencoders_and_decoding_in_slices_is_decoding(dev: Path, monkeypatch) -> None:
     whole, sliced = model(dev).load(CPU), model(dev, vae_slicing=True).load(CPU)
     images = torch.rand(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     latents = whole.encode(images)
@@ -110,7 +111,10 @@ def test_encoding_is_the_autoencoders_and_decoding_in_slices_is_decoding(dev: Pa
         theirs = (vae.encode(2 * images - 1).latent_dist.mode() - vae.config.shift_factor) * vae.config.scaling_factor
         assert torch.equal(latents, theirs)
         assert latents.shape == (3, *whole.latent_shape)
-        assert torch.allclose(whole.decode(latents), sliced.decode(latents), atol=1e-6)
+        together = whole.decode(latents)
+        assert torch.allclose(together, sliced.decode(latents), atol=1e-6)
+        monkeypatch.setattr("workbench.models.flux._CELLS", 2 * 64)  # two pictures at a time
+        assert torch.allclose(together, whole.decode(latents), atol=1e-6)
     assert sliced.vae.use_slicing
     assert not whole.vae.use_slicing
 
@@ -239,6 +243,21 @@ def test_twenty_iterations_make_pictures_that_take_fewer_bytes(dev: Path) -> Non
     assert after.low > before.high
 
 
+@pytest.mark.parametrize(("kl_weight", "references"), [(0.0, 0), (0.01, 3)])
+def test_an_iteration_asks_the_network_no_oftener_than_it_must(dev: Path, kl_weight: float, references: int) -> None:
+    """Four steps, three of them stochastic: each drawn once, and once more with a gradient; the reference only for a KL."""
+    config = tiny_run(dev, rollout__mode="all", iterations=1, objective__kl_weight=kl_weight, model__gradient_checkpointing=False)
+    learner = Learner(config, make_accelerator(config))
+    passes: list[bool] = []
+    learner.policy.generator.network.get_base_model().register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))
+    for event in train(config, learner=learner):
+        if isinstance(event, CheckpointReady) and event.iteration == 0:
+            passes.clear()
+        if isinstance(event, IterationDone):
+            break
+    assert (passes.count(False), passes.count(True)) == (4 + references, 3)
+
+
 def test_a_run_that_goes_on_is_the_run_that_never_stopped(dev: Path) -> None:
     run = tiny_run(dev)
     events = told(train(run))
@@ -299,6 +318,8 @@ def test_a_model_that_is_not_here_names_its_page_and_the_command(tmp_path: Path,
     [
         ("GatedRepoError", "accepted its licence: do so on https://huggingface.co/some/model"),
         ("RepositoryNotFoundError", "no model of that name on the hub"),
+        ("RemoteEntryNotFoundError", r"has no model_index\.json, so it is no pipeline of diffusers"),
+        ("HfHubHTTPError", r"cannot be fetched from the hub: run `hf download some/model`.*\(no such luck\)"),
     ],
 )
 def test_a_gated_or_unknown_model_says_what_to_do(failure: str, words: str, monkeypatch) -> None:
@@ -307,7 +328,7 @@ def test_a_gated_or_unknown_model_says_what_to_do(failure: str, words: str, monk
     from huggingface_hub import errors
 
     def refuse(*_: Any, **__: Any) -> None:
-        raise getattr(errors, failure)("no", response=httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co")))
+        raise getattr(errors, failure)("no such luck", response=httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co")))
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
     with pytest.raises(ValueError, match=words):

@@ -32,6 +32,7 @@ TINY: dict[str, Any] = {
     "evaluation.sampling_steps": 4,
     "evaluation.steps": [4],
     "record.checkpoint_every": 2,
+    "compute.precision": "no",
     "compute.sample_batch": 64,
     "compute.train_batch": 64,
     "guard.collapse": 0,

@@ -371,7 +371,7 @@ PRESETS: dict[str, RunConfig] = {
         optimizer=OptimizerConfig(beta2=0.999, weight_decay=1e-4),
         evaluation=EvaluationConfig(images=32, final_images=64, group_size=4, judged=32, sampling_steps=28, steps=(28,)),
         record=RecordConfig(groups_shown=4),
-        compute=ComputeConfig(sample_batch=8, train_batch=4),
+        compute=ComputeConfig(precision="bf16", sample_batch=8, train_batch=4),
     ),
     "shapes_hacked": RunConfig(
         title="Reward hacking on purpose: no KL, no fidelity",

@@ -67,7 +67,18 @@ def fingerprint(folder: Path, parts: Sequence[str]) -> str:
 
 @contextmanager
 def loading(folder: Path) -> Iterator[None]:
-    """Load from a folder without bars and notes on the screen; what goes wrong is told in one line, with what to do."""
+    """Load from a folder, quietly; what goes wrong is told in one line, with what to do."""
+    try:
+        with quietly():
+            yield
+    except (OSError, ValueError, RuntimeError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"{folder} cannot be loaded: {first}; fetch it again") from error
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep bars and notes of the libraries off the screen."""
     from diffusers.utils import logging as diffusers_log
     from transformers.utils import logging as transformers_log
 
@@ -78,9 +89,6 @@ def loading(folder: Path) -> Iterator[None]:
         log.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, RuntimeError) as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(f"{folder} cannot be loaded: {first}; fetch it again") from error
     finally:
         for log, (verbosity, bar) in zip(logs, before, strict=True):
             log.set_verbosity(verbosity)
@@ -91,7 +99,7 @@ def loading(folder: Path) -> Iterator[None]:
 def _fetched(source: str, pipeline: str, parts: Sequence[str], offline: bool) -> Path:
     """The hub's copy on this machine. Its head comes first, so that a wrong pipeline is not fetched whole."""
     from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError, RepositoryNotFoundError
 
     page = f"https://huggingface.co/{source}"
     try:
@@ -108,10 +116,13 @@ def _fetched(source: str, pipeline: str, parts: Sequence[str], offline: bool) ->
             f"there is no folder {source!r} here, and no model of that name on the hub that you may see: look at {page}, and log "
             "in with `hf auth login` where it is private"
         ) from error
-    except (LocalEntryNotFoundError, OSError) as error:
+    except RemoteEntryNotFoundError as error:
+        raise ValueError(f"{source} on the hub has no {HEAD}, so it is no pipeline of diffusers: look at {page}") from error
+    except OSError as error:
+        cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ValueError(
-            f"{source} is not on this machine and the hub cannot be reached: run `hf download {source}` where it can, having "
-            f"accepted the licence on {page} if it asks for that; or let model.source name a folder that holds it"
+            f"{source} is not on this machine and cannot be fetched from the hub: run `hf download {source}` where it can, "
+            f"having accepted the licence on {page} if it asks for that; or let model.source name a folder with it ({cause})"
         ) from error
 
 

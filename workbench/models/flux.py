@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from workbench.contracts import FlowMapKind, Model
-from workbench.models.diffusers_folder import cached_folder, fingerprint, loading, pipeline_folder
+from workbench.models.diffusers_folder import cached_folder, fingerprint, loading, pipeline_folder, quietly
 from workbench.models.embedded import NetworkFlowMap
 from workbench.prompt_cache import PromptCache
 
@@ -25,6 +25,7 @@ TOKENS = 512
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _PROMPTS = 16  # that the encoders read at a time
+_CELLS = 2**15  # of latents that are decoded at a time: 8 pictures of 512 pixels
 
 
 def pack(latents: Tensor) -> Tensor:
@@ -104,13 +105,14 @@ class Encoders:
             pipeline: Any = FluxPipeline.from_pretrained(
                 self.folder, transformer=None, vae=None, dtype=_DTYPES[self.dtype], use_safetensors=True
             )
-        self._check(pipeline, missing)
-        pipeline.to(self.device)
-        for start in range(0, len(missing), _PROMPTS):
-            portion = missing[start : start + _PROMPTS]
-            hidden, pooled, _ = pipeline.encode_prompt(portion, max_sequence_length=self.tokens, device=self.device)
-            for prompt, one, whole in zip(portion, hidden, pooled, strict=True):
-                self.cache.write(prompt, {"hidden": one, "pooled": whole})
+        with quietly():  # CLIP reads only the first 77 tokens, as it was when FLUX was trained
+            self._check(pipeline, missing)
+            pipeline.to(self.device)
+            for start in range(0, len(missing), _PROMPTS):
+                portion = missing[start : start + _PROMPTS]
+                hidden, pooled, _ = pipeline.encode_prompt(portion, max_sequence_length=self.tokens, device=self.device)
+                for prompt, one, whole in zip(portion, hidden, pooled, strict=True):
+                    self.cache.write(prompt, {"hidden": one, "pooled": whole})
         del pipeline
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -172,9 +174,10 @@ class FluxGenerator:
         return (latents - self.vae.config.shift_factor) * self.vae.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
-        latents = latents.float() / self.vae.config.scaling_factor + self.vae.config.shift_factor
-        pixels = self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0]
-        return (pixels.float() / 2 + 0.5).clamp(0, 1)
+        latents = (latents.float() / self.vae.config.scaling_factor + self.vae.config.shift_factor).to(self.vae.dtype)
+        portions = latents.split(max(1, _CELLS // latents[0, 0].numel()))
+        pixels = torch.cat([self.vae.decode(portion, return_dict=False)[0].float() for portion in portions])
+        return (pixels / 2 + 0.5).clamp(0, 1)
 
 
 class FluxModel(Model):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from workbench.models.diffusers_folder import HEAD, quietly
 from workbench.prompt_cache import cache_folder
 
 TOKENS = 64
@@ -25,13 +26,14 @@ def tiny_flux(folder: Path | str | None = None, *, guidance: bool = True, seed: 
     Returns: the folder, which is there whole or not at all.
     """
     made = Path(folder) if folder else cache_folder() / f"tiny-flux-{'dev' if guidance else 'schnell'}-{seed}"
-    if not (made / "model_index.json").is_file():
+    if not (made / HEAD).is_file():
         hidden = made.with_name(f".{made.name}.writing-{secrets.token_hex(4)}")
         try:
-            _flux(guidance, seed).save_pretrained(hidden)
+            with quietly():
+                _flux(guidance, seed).save_pretrained(hidden)
             os.replace(hidden, made)
         except OSError:  # somebody was quicker
-            if not (made / "model_index.json").is_file():
+            if not (made / HEAD).is_file():
                 raise
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
