@@ -75,6 +75,14 @@ def test_the_address_of_the_database_goes_by_the_environment_of_the_process_alon
     assert "WORKBENCH_STORE" not in os.environ
 
 
+def test_what_visitors_sign_in_with_reaches_no_run(store, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_AUTH", "somebody:something")
+    monkeypatch.setenv("ELSE", "kept")
+    values = environment(store, None)
+    assert values["ELSE"] == "kept"
+    assert "somebody:something" not in values.values()
+
+
 def test_submitit_runs_the_command_and_tells_how_it_ended(store):
     pytest.importorskip("submitit")
     dispatcher = Dispatcher(store, {"slurm": Slurm(cluster="local")}, slots=2)

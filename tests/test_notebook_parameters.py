@@ -135,6 +135,8 @@ def test_a_name_never_leads_out_of_the_folder(folder, tmp_path, toy, name):
         (("x: set = []  # some",), True, {}, "type 'set' is not understood; choose from such as: int, float"),
         (("x: int = 'a'  # a number",), True, {}, "the default does not fit the type of: x"),
         (("x: int = (  # a number",), True, {}, "notebook 'bad'"),
+        (("_x: int = 1  # a number",), True, {}, "parameter '_x' must begin with a letter"),
+        (("hf_token: str = ''  # of the hub",), True, {}, "parameter 'hf_token' seems to hold a secret.*an environment variable"),
         ((PARAMETERS,), True, {"kernelspec": {"name": "ir", "display_name": "R", "language": "R"}}, "it is written in R"),
     ],
 )
@@ -153,6 +155,40 @@ def test_a_file_that_is_no_notebook_harms_no_other(folder, toy, content):
     (folder / "broken.ipynb").write_text(content)
     broken, good = notebooks()
     assert "it is no notebook" in broken.problem
+    assert good == toy
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda made: made["cells"][1].pop("cell_type"), "it is damaged: KeyError: 'cell_type'"),
+        (lambda made: made["cells"][1].update(source=None), "it is damaged: TypeError"),
+        (lambda made: made["cells"].append(None), "it is damaged: AttributeError"),
+        (lambda made: made["metadata"].update(kernelspec={"name": "python3", "language": None}), ""),
+    ],
+)
+def test_a_notebook_with_a_damaged_cell_harms_no_other(folder, toy, change, said):
+    made = json.loads((folder / "toy.ipynb").read_text())
+    change(made)
+    (folder / "odd.ipynb").write_text(json.dumps(made))
+    odd, good = notebooks()
+    assert odd.problem.startswith(f"notebook 'odd': {said}" if said else "")
+    assert bool(odd.problem) == bool(said)
+    assert good == toy
+
+
+def test_a_notebook_that_cannot_be_read_harms_no_other(folder, toy, monkeypatch):
+    (folder / "closed.ipynb").write_text("{}")
+    read = Path.read_bytes
+
+    def refuse(path):
+        if path.stem == "closed":
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    closed, good = notebooks()
+    assert "Permission denied" in closed.problem
     assert good == toy
 
 

@@ -1,5 +1,6 @@
 """Runs that repeat others, from the record alone, elsewhere and later, with what was changed on the way; and how runs differ."""
 
+import importlib
 import json
 import math
 import os
@@ -7,6 +8,7 @@ import select
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,12 +22,14 @@ from workbench.branching import branched_config
 from workbench.events import GroupsScored, Started
 from workbench.exact_json import from_json, to_json
 from workbench.experiments.as_notebook import write_notebook as write_run
-from workbench.experiments.comparison import compare, differing_tensors
+from workbench.experiments.comparison import Comparison, Place, compare, differing_tensors
 from workbench.experiments.differences import difference
+from workbench.experiments.dispatch import Dispatcher
 from workbench.experiments.execute import execute, loop
+from workbench.experiments.executors import Local
 from workbench.experiments.notebooks import VARIABLE
 from workbench.experiments.queue import Queue
-from workbench.experiments.reproduce import AtSource, reproduce, since, worktree
+from workbench.experiments.reproduce import AT_COMMIT, reproduce, since, worktree
 from workbench.experiments.work import Work, submit
 from workbench.export import read_archive, write_archive
 from workbench.jobs import Job, Worker
@@ -36,6 +40,7 @@ from workbench.studio import Studio
 from workbench.tables import EVENTS
 
 ROOT = Path(__file__).parent.parent
+COMMAND = importlib.import_module("workbench.cli.reproduce")  # the package has its function under this name
 CONFIG = toy_config(3, **SMALL, **{"evaluation.every": 2, "record.checkpoint_every": 2, "record.groups_shown": 1})
 TINY = {"name": "preference", "steps": 6, "pairs": 8, "held_out_pairs": 16, "report_every": 2, "checkpoint_every": 4}
 
@@ -453,6 +458,9 @@ def test_the_code_of_then_comes_back_with_its_uncommitted_changes(store, reposit
     assert not tree.exists()
     listed = subprocess.run(["git", "worktree", "list"], cwd=repository, capture_output=True, text=True, check=True).stdout
     assert len(listed.splitlines()) == 1
+    with worktree(store, run, repository, stays=lambda: True) as tree:
+        pass
+    assert (tree / "workbench" / "__init__.py").read_text() == "VERSION = 2\n"
 
 
 def test_code_that_cannot_come_back_is_refused_with_the_reason(store, repository, tmp_path):
@@ -482,7 +490,42 @@ def test_a_process_can_run_the_package_from_another_folder(store, tmp_path):
         "import sys; sys.exit(f'the code of then, given {sys.argv[1:3]}')"
     )
     run = reproduce(store, recorded(store))
-    started = AtSource(tmp_path / "then").start(store, run, None)
+    started = Local(tmp_path / "then").start(store, run, None)
     while (said := started.ended()) is None:
         select.select((), (), (), 0.05)
     assert said == f"the code of then, given ['execute', '{run}']"
+
+
+def test_what_the_command_says_of_two_runs_is_shown_as_it_is(store, monkeypatch, capsys):
+    run = recorded(store)
+    odd = Comparison(run, run, "different", 0.1, Place("output", 1, "", "[/b]", "b"), notes=("[/b] is missing",))
+    monkeypatch.setattr("workbench.experiments.comparison.compare", lambda *_: odd)
+    monkeypatch.setattr(COMMAND, "_follow", lambda store, new, dispatcher: store.run(new))
+    assert main(["reproduce", run, "--runs", str(store.location)]) == 1
+    shown = capsys.readouterr().out
+    assert "[/b] against b" in shown
+    assert "[/b] is missing" in shown
+
+
+def test_the_code_of_then_stays_where_a_run_is_left_to_itself(store, repository, monkeypatch, capsys):
+    run = recorded(store)
+    made_at(store, run, code_of(repository))
+    trees = []
+
+    @contextmanager
+    def at(record, found, **named):
+        with worktree(record, found, repository, **named) as tree:
+            trees.append(tree)
+            yield tree
+
+    def interrupted(record, new, dispatcher):
+        assert dispatcher.queue.entry(new).lane == AT_COMMIT
+        assert Dispatcher(record).queue.take(["local"], 1) is None  # nobody runs it with the code of now
+        record.set_status(new, "running")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("workbench.experiments.reproduce.worktree", at)
+    monkeypatch.setattr(COMMAND, "_follow", interrupted)
+    assert main(["reproduce", run, "--at-commit", "--runs", str(store.location)]) != 0
+    assert (trees[0] / "workbench" / "__init__.py").read_text() == "VERSION = 2\n"
+    assert f"git worktree remove --force {trees[0]}" in capsys.readouterr().err

@@ -1,8 +1,6 @@
 """A notebook with its outputs as one page that opens without a network, and that can do nothing to the page around it."""
 
 import json
-import os
-import secrets
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.export import export_folder
 from workbench.report import library
 from workbench.store import Store
+from workbench.whole_file import whole_file
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -25,14 +24,9 @@ def render_notebook(store: Store, run: str, source: Path) -> Path:
     path = export_folder(store, run) / "notebook.html"
     if path.is_file() and path.stat().st_mtime_ns >= source.stat().st_mtime_ns:
         return path
-    hidden = path.with_name(f".{path.name}.writing-{secrets.token_hex(4)}")
     text = page_of(source)
-    with store.disk(path.parent):
-        try:
-            hidden.write_text(text, encoding="utf-8")
-            os.replace(hidden, path)
-        finally:
-            hidden.unlink(missing_ok=True)
+    with store.disk(path.parent), whole_file(path) as hidden:
+        hidden.write_text(text, encoding="utf-8")
     return path
 
 

@@ -37,23 +37,35 @@ def reproduce(
 
     from workbench.experiments.comparison import compare
     from workbench.experiments.dispatch import Dispatcher
-    from workbench.experiments.reproduce import AtSource, remedy, said_of, since, worktree
+    from workbench.experiments.executors import Local
+    from workbench.experiments.queue import LANE
+    from workbench.experiments.reproduce import AT_COMMIT, remedy, said_of, since, worktree
     from workbench.experiments.reproduce import reproduce as queue
     from workbench.replay import FILE, read_replay
 
-    record = open_store(runs, store)
+    record, new = open_store(runs, store), ""
+
+    def goes_on() -> bool:
+        return bool(new) and not record.run(new).over
+
     with bad_arguments(), ExitStack() as stack:
         found = record.run(run)
         if not at_commit:
             _say_what_differs(since(record, found.id), remedy(record, found.id))
-        executors = {"local": AtSource(stack.enter_context(worktree(record, found.id)))} if at_commit else None
-        new = queue(record, found.id, command=command_line())
+        tree = stack.enter_context(worktree(record, found.id, stays=goes_on)) if at_commit else None
+        lane = AT_COMMIT if at_commit else LANE
+        new = queue(record, found.id, command=command_line(), lane=lane)
         replay = read_replay(record.folder(new) / FILE)
         say(f"run {new} repeats run {found.id} in {record.folder(new)}")
         for line in said_of(replay) if replay else ():
             say(f"  {line}")
         began = time.monotonic()
-        end = _follow(record, new, Dispatcher(record, executors, only={new}))
+        try:
+            end = _follow(record, new, Dispatcher(record, {lane: Local(tree)}, only={new}))
+        except KeyboardInterrupt:
+            if tree is not None and goes_on():
+                say(f"run {new} goes on in {tree}; once it is over: git worktree remove --force {tree}")
+            raise
         comparison = compare(record, found.id, new, tolerance)
     if end.error:
         say(f"{end.status}: {end.error}")

@@ -37,13 +37,24 @@ class Executor(Protocol):
 
 
 class Local:
-    """Subprocesses of this machine, each in a session of its own: they outlive whoever began them."""
+    """Subprocesses of this machine, each in a session of its own: they outlive whoever began them.
+
+    Args:
+        source: the root of another repository to run the package from.
+    """
+
+    def __init__(self, source: Path | None = None) -> None:
+        self._source = source
 
     def start(self, store: Store, run: str, device: str | None) -> "LocalProcess":
+        values = environment(store, device)
+        if self._source is not None:
+            values["PYTHONPATH"] = f"{self._source}{os.pathsep}{values['PYTHONPATH']}"
         with store.disk(store.folder(run)), (store.folder(run) / LOG).open("ab") as log:
             process = subprocess.Popen(
                 command(store, run),
-                env=environment(store, device),
+                cwd=self._source,
+                env=values,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -75,8 +86,10 @@ def command(store: Store, run: str) -> list[str]:
 
 
 def environment(store: Store, device: str | None) -> dict[str, str]:
-    """The environment of such a process: this package, this store, and one device if given."""
-    return os.environ | additions(store, device)
+    """The environment of such a process: this package, this store, and one device if given; not what visitors of the app sign
+    in with, which every cell of a notebook could read.
+    """
+    return {name: value for name, value in os.environ.items() if name != "WORKBENCH_AUTH"} | additions(store, device)
 
 
 def last_words(log: Path) -> str:

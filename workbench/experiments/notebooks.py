@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 import workbench
+from workbench.masking import is_secret
 
 if TYPE_CHECKING:
     from pydantic import BaseModel  # loaded where parameters are read: a supervisor only looks for the file
@@ -150,16 +151,19 @@ def _look(path: Path) -> Notebook:
 @lru_cache(maxsize=256)
 def _read(path: Path, _modified: int, _size: int) -> Notebook:
     """A notebook from its file, read again when that has changed."""
-    content = path.read_bytes()
-    found = Notebook(path.stem, path, hashlib.sha256(content).hexdigest(), title=path.stem)
+    found = Notebook(path.stem, path, sha256="", title=path.stem)
     try:
+        content = path.read_bytes()
+        found = replace(found, sha256=hashlib.sha256(content).hexdigest())
         cells = _cells(content)
         title, summary = _heading(cells, path.stem)
-        found = Notebook(path.stem, path, found.sha256, title, summary)
+        found = replace(found, title=title, summary=summary)
         found = replace(found, parameters=tuple(_parameters(cells)))
         _check_defaults(found)
-    except (ValueError, SyntaxError, tokenize.TokenError) as error:
-        return replace(found, parameters=(), problem=f"notebook {path.stem!r}: {error}")
+    except Exception as error:  # whatever is wrong with one, the others can be run
+        known = isinstance(error, ValueError | SyntaxError | tokenize.TokenError | OSError)
+        why = str(error) if known else f"it is damaged: {type(error).__name__}: {error}"
+        return replace(found, parameters=(), problem=f"notebook {path.stem!r}: {why}")
     return found
 
 
@@ -176,7 +180,7 @@ def _check_defaults(found: Notebook) -> None:
 def _cells(content: bytes) -> list[dict[str, Any]]:
     try:
         read = json.loads(content)
-        cells, language = read["cells"], read["metadata"].get("kernelspec", {}).get("language", "python")
+        cells, language = read["cells"], read["metadata"].get("kernelspec", {}).get("language") or "python"
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError("it is no notebook of format 4; save it again in JupyterLab") from None
     if language.lower() != "python":
@@ -210,14 +214,22 @@ def _parameters(cells: list[dict[str, Any]]) -> Iterator[Parameter]:
             continue
         if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None):
             raise ValueError(f"{ast.unparse(node)!r} is no parameter; write it as in: steps: int = 4  # sampling steps")
+        name = node.target.id
+        if name.startswith("_"):
+            raise ValueError(f"parameter {name!r} must begin with a letter")
+        if is_secret(name):
+            raise ValueError(
+                f"parameter {name!r} seems to hold a secret, and parameters are written down with the run; let the cells that "
+                "need it read an environment variable"
+            )
         help = comments.get(node.end_lineno or node.lineno, "")
         if not help:
-            raise ValueError(f"parameter {node.target.id!r} needs a comment on its line that says what it is")
+            raise ValueError(f"parameter {name!r} needs a comment on its line that says what it is")
         try:
             default = ast.literal_eval(node.value)
         except ValueError:
-            raise ValueError(f"parameter {node.target.id!r} must be a literal, got {ast.unparse(node.value)}") from None
-        yield Parameter(node.target.id, ast.unparse(node.annotation), default, help)
+            raise ValueError(f"parameter {name!r} must be a literal, got {ast.unparse(node.value)}") from None
+        yield Parameter(name, ast.unparse(node.annotation), default, help)
 
 
 def _source(cell: Mapping[str, Any]) -> str:

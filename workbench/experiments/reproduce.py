@@ -5,8 +5,8 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from workbench.events import CheckpointReady
 from workbench.exact_json import to_json
 from workbench.experiments import papermilling
 from workbench.experiments.differences import Differences, between
-from workbench.experiments.executors import LOG, LocalProcess, command, environment
 from workbench.experiments.queue import LANE, Entry, enqueue
 from workbench.masking import masked
 from workbench.provenance import SOURCE, Provenance, collect, git, read_provenance
@@ -31,6 +30,9 @@ from workbench.tables import RUNS
 
 TAG = "reproduction"
 """Among the tags of a run that repeats another; that one is its parent."""
+
+AT_COMMIT = "at-commit"
+"""The lane of a run that repeats another with the code of then; whoever queues it begins it, and no other dispatcher does."""
 
 _GIT_SECONDS = 120.0
 
@@ -127,9 +129,11 @@ def remedy(store: Store, run: str) -> list[str]:
 
 
 @contextmanager
-def worktree(store: Store, run: str, repository: Path = SOURCE) -> Iterator[Path]:
-    """The repository as a run found it, in a temporary folder: its commit with the uncommitted changes of then; valid inside.
+def worktree(store: Store, run: str, repository: Path = SOURCE, *, stays: Callable[[], bool] = lambda: False) -> Iterator[Path]:
+    """The repository as a run found it, in a temporary folder: its commit with the uncommitted changes of then.
 
+    Args:
+        stays: whether the folder is left where it is, asked at the end; a process may still run what is in it.
     Raises: ValueError: if the commit or the changes are not known, not here, damaged, or do not fit.
     """
     found = store.run(run)
@@ -140,49 +144,20 @@ def worktree(store: Store, run: str, repository: Path = SOURCE) -> Iterator[Path
             f"run {found.id} does not say of which commit it was made{f': {code.note}' if code and code.note else ''}"
         )
     patch = _patch(store, found, drivers[-1])
-    with tempfile.TemporaryDirectory(prefix="workbench-") as folder:
-        tree = Path(folder) / code.commit[:12]
-        _do(
-            repository,
-            "worktree",
-            "add",
-            "--detach",
-            str(tree),
-            code.commit,
-            otherwise=f"commit {code.commit} cannot be checked out",
-        )
+    folder = Path(tempfile.mkdtemp(prefix="workbench-"))
+    tree, otherwise = folder / code.commit[:12], f"commit {code.commit} cannot be checked out"
+    try:
+        _do(repository, "worktree", "add", "--detach", str(tree), code.commit, otherwise=otherwise)
         try:
             if patch is not None:
                 _do(tree, "apply", "--whitespace=nowarn", str(patch), otherwise=f"{patch} does not fit on commit {code.commit}")
             yield tree
         finally:
-            _do(repository, "worktree", "remove", "--force", str(tree), otherwise=f"{tree} cannot be removed")
-
-
-class AtSource:
-    """Subprocesses of this machine that run the package from another folder.
-
-    Args:
-        source: the root of a repository that holds the package.
-    """
-
-    def __init__(self, source: Path) -> None:
-        self._source = source
-
-    def start(self, store: Store, run: str, device: str | None) -> LocalProcess:
-        values: Mapping[str, str] = environment(store, device)
-        values = {**values, "PYTHONPATH": f"{self._source}:{values['PYTHONPATH']}"}
-        with store.disk(store.folder(run)), (store.folder(run) / LOG).open("ab") as log:
-            process = subprocess.Popen(
-                command(store, run),
-                cwd=self._source,
-                env=values,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        return LocalProcess(process, store.folder(run) / LOG)
+            if not stays():
+                _do(repository, "worktree", "remove", "--force", str(tree), otherwise=f"{tree} cannot be removed")
+    finally:
+        with suppress(OSError):  # it is not empty where the tree stays
+            folder.rmdir()
 
 
 def _beginning(store: Store, run: Run, begins: tuple[str, int] | None) -> CheckpointReady | None:
