@@ -135,3 +135,14 @@ def test_a_digest_is_printed_and_written(ask, tmp_path):
     assert page.read_text().startswith("<!doctype html>")
     assert json.loads(ask("digest", "--json")[1])["outcomes"] == []
     assert ask("digest", "--out", tmp_path / "nowhere" / "digest.html")[0] == 2
+
+
+def test_reasons_and_titles_are_shown_as_they_are(ask, tmp_path):
+    ask("add", "odd", "--every", "6h", "--preset", "shapes", "--title", "a [/b] c")
+    store = Store(tmp_path / "runs")
+    Schedules(store).pause("odd", "[/b] is no tag")
+    store.set_status(store.create("train", {}, title="a [/b] c", origin="schedule odd"), "failed", "[red]no[/b]")
+    store.close()
+    assert "paused: [/b] is no tag" in ask("list")[1]
+    status, out, err = ask("digest")
+    assert (status, "[red]no[/b]" in out) == (0, True), err

@@ -230,7 +230,9 @@ def _list(schedules: "Schedules", as_json: bool) -> None:
     table = Table("schedule", "when", "what", "next", "last", "hours", box=None, pad_edge=False)
     for planned in found:
         last = schedules.firings(planned.schedule.name, limit=1)
-        following = _clock(planned.next, planned.schedule) if planned.paused is None else f"[yellow]paused[/]: {planned.paused}"
+        following = (
+            _clock(planned.next, planned.schedule) if planned.paused is None else f"[yellow]paused[/]: {escape(planned.paused)}"
+        )
         table.add_row(
             planned.schedule.name,
             escape(told(planned.schedule.trigger)),
@@ -308,6 +310,8 @@ def _serve(record: "Store", lanes: list[str], parallel: int, devices: list[str])
 
 
 def _digest(record: "Store", since: float, out: Path | None, as_json: bool) -> None:
+    from rich.markup import escape
+
     from workbench.digest_page import digest_page
     from workbench.experiments.digest import digest, digest_text
 
@@ -319,4 +323,4 @@ def _digest(record: "Store", since: float, out: Path | None, as_json: bool) -> N
     if as_json:
         show_json(found)
     else:
-        show(digest_text(found) + (f"\nwritten to {out}" if out is not None else ""))
+        show(escape(digest_text(found) + (f"\nwritten to {out}" if out is not None else "")))
