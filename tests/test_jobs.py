@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+from sqlalchemy import update
 
 from workbench.contracts import RewardFailed
 from workbench.events import (
@@ -21,6 +22,7 @@ from workbench.events import (
 )
 from workbench.jobs import Job, Worker, one_at_a_time
 from workbench.store import Store, StoreError
+from workbench.tables import RUNS
 
 TOTAL = 6
 
@@ -126,6 +128,54 @@ def test_a_run_is_started_when_the_first_event_is_asked_for_and_runs_while_it_lo
     assert not statuses
     drive(job)
     assert statuses == ["running"]
+
+
+def test_a_run_that_loads_for_long_is_heard_of_meanwhile(store, monkeypatch):
+    monkeypatch.setattr("workbench.jobs._HEARTBEAT_SECONDS", 0.02)
+    run, heard = new_run(store), set()
+
+    def start(resume, controls):
+        deadline = time.monotonic() + 20
+        while len(heard) < 3 and time.monotonic() < deadline:
+            heard.add(store.run(run).updated)
+        return toy(resume, controls)
+
+    drive(Job(store, run, start))
+    assert len(heard) == 3
+    assert store.run(run).status == "done"
+
+
+def test_a_run_that_somebody_else_drives_by_now_is_left_as_it_is(store, monkeypatch):
+    monkeypatch.setattr("workbench.jobs._HEARTBEAT_SECONDS", 0.02)
+    run, driven = new_run(store), []
+
+    def start(resume, controls):
+        with store.writing() as connection:
+            connection.execute(update(RUNS).values(host="elsewhere", status="paused"))
+        driven.append(store.run(run))
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            yield Progress("loading", 0, 1)
+
+    job = Job(store, run, start)
+    drive(job)
+    assert "was taken for dead" in job.error
+    assert store.run(run) == driven[0]
+    assert store.events(run) == []
+
+
+def test_a_run_that_is_given_up_has_failed_unless_it_was_stopping_already(store):
+    for stopping, end in ((False, ("failed", "it took too long")), (True, ("stopped", None))):
+        run = new_run(store)
+        job = Job(store, run, toy)
+        drive(job, reaches(2))
+        if stopping:
+            store.wish(run, "stop")
+            drive(job, reaches(3))
+        job.give_up("it took too long")
+        drive(job)
+        assert (store.run(run).status, store.run(run).error) == end
+        assert store.checkpoints(run) == [store.run(run).iteration]
 
 
 def test_a_stopped_and_resumed_run_equals_one_that_was_never_interrupted(store):

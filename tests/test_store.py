@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 import os
@@ -27,6 +28,7 @@ from workbench.events import (
     PreflightDone,
     Preview,
     Progress,
+    Reported,
     Sampled,
     Started,
 )
@@ -389,8 +391,47 @@ def test_a_silent_run_on_another_host_counts_as_crashed(store):
     with store._engine.begin() as connection:
         connection.execute(update(RUNS).values(updated=RUNS.c.updated - 31))
     assert store.run(run).status == "crashed"
-    store.heartbeat(run)
+    with store._engine.begin() as connection:
+        connection.execute(update(RUNS).values(updated=RUNS.c.updated + 31))
     assert store.run(run).status == "running"
+
+
+def test_a_process_that_has_lost_its_run_to_another_says_nothing_of_it(store):
+    run = new_run(store)
+    store.claim(run)
+    assert store.heartbeat(run)
+    with store._engine.begin() as connection:
+        connection.execute(update(RUNS).values(host="elsewhere", updated=RUNS.c.updated - 5))
+    before = store.run(run)
+    assert not store.heartbeat(run)
+    assert not store.set_status(run, "failed", "no reason")
+    assert store.run(run) == before
+    assert store.set_status(run, "running", part=True)
+    assert (store.run(run).status, store.run(run).host) == ("running", "elsewhere")
+
+
+def test_an_attempt_that_begins_anew_reports_anew(store):
+    run = new_run(store)
+    for saved, kept in ((False, []), (True, [{"mean": 2.0}])):
+        store.claim(run)
+        store.record(run, Reported(0, {"mean": 2.0}))
+        if saved:
+            store.save_checkpoint(run, CheckpointReady(1, {"policy": {"w": torch.ones(1)}}, {}))
+        store.set_status(run, "failed", "no reason")
+        store.set_status(run, "queued")
+        store.claim(run, fresh=True)
+        assert [row.data["metrics"] for row in store.events(run, kinds=("Reported",))] == kept
+        store.set_status(run, "failed", "no reason")
+
+
+def test_a_run_that_cannot_be_created_leaves_no_directory(store, monkeypatch):
+    def full(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("workbench.store.whole_file", full)
+    with pytest.raises(StoreError, match="No space left"):
+        new_run(store)
+    assert [path for path in store.location.iterdir() if path.is_dir()] == []
 
 
 def test_the_database_may_be_given_as_a_url(tmp_path):

@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, TypeVar, cast
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 from workbench.contracts import RewardFailed
 from workbench.events import CheckpointReady, Controls, Evaluated, Event, Finished, IterationDone, Started
@@ -31,9 +31,10 @@ _HEARTBEAT_SECONDS = 2.0
 
 
 class Job:
-    """One run being driven, event by event, by whichever thread calls `advance`; it has none of its own.
+    """One run being driven, event by event, by whichever thread calls `advance`; a thread of its own only says that it lives.
 
     A pause takes effect at the next event; stop, save and sample at the end of the iteration, for which a paused run goes on.
+    A job that was silent for so long that another process drives its run now ends, and leaves the run as it is.
     A run that pauses by itself is over for the job: it is resumed from its last checkpoint by a new one.
 
     Args:
@@ -71,10 +72,14 @@ class Job:
         self._iteration = 0
         self._asked: deque[str] = deque()
         self._woken = threading.Event()
-        self._polled = self._heard = time.monotonic() - POLL_SECONDS
+        self._polled = time.monotonic() - POLL_SECONDS
         self._watches = store.run(run).config.get("guard", {}).get("pause_when_hacked", False)
         self._history = History()
         self._ending = self._trace = ""  # the final status and a traceback, as long as the disk refuses them
+        self._reason = ""  # why it counts as failed if it is stopped
+        self._lost = threading.Event()
+        self._pulse = Ticker(partial(_beat, store, run, self._lost), _HEARTBEAT_SECONDS)
+        finalize(self, self._pulse.stop)
 
     @property
     def paused(self) -> bool:
@@ -112,6 +117,12 @@ class Job:
         self._asked.append(wanted)
         self._woken.set()
 
+    def give_up(self, reason: str) -> None:
+        """Stop at the end of the iteration with a checkpoint; the run then counts as failed, unless it was stopping already."""
+        if not self._stopping:
+            self._reason = reason
+        self.ask("stop")
+
     def wait(self, timeout: float = POLL_SECONDS) -> None:
         """Let a little time pass while paused; ends early when asked something."""
         self._woken.wait(timeout)
@@ -127,6 +138,7 @@ class Job:
                 self._trace = ""
         except StoreError:
             return False
+        self._pulse.stop()
         return True
 
     @contextmanager
@@ -154,8 +166,8 @@ class Job:
         if event is None:
             self._end("stopped" if self._stopping and not self._complete() else "done")
             return None
-        if self._store.record(self.run, event) is not None:
-            self._heard = time.monotonic()
+        self._expect_to_drive()
+        self._store.record(self.run, event)
         if isinstance(event, Started | IterationDone | Finished):
             self._iteration = event.iteration
         if isinstance(event, Evaluated) and self._watches:
@@ -174,7 +186,12 @@ class Job:
             self._store.wish(self.run, "pause")
             self._obey(at_once=True)
 
+    def _expect_to_drive(self) -> None:
+        if self._lost.is_set() and not self._part:
+            raise _Lost(f"run {self.run} was taken for dead while this process was silent; another one may drive it now")
+
     def _obey(self, at_once: bool = False) -> None:
+        self._expect_to_drive()
         now = time.monotonic()
         self._woken.clear()
         wishes = [Wish(self._asked.popleft(), {}) for _ in range(len(self._asked))]
@@ -192,13 +209,10 @@ class Job:
                 setattr(self._controls, wanted, True)
         if self.paused or self._events is not None:
             self._say("paused" if self.paused else "running")
-        if now - self._heard >= _HEARTBEAT_SECONDS:
-            self._store.heartbeat(self.run)
-            self._heard = now
 
     def _say(self, status: str) -> None:
         if status != self._status:
-            self._store.set_status(self.run, status)
+            self._store.set_status(self.run, status, part=self._part)
             self._status = status
 
     def _complete(self) -> bool:
@@ -207,17 +221,32 @@ class Job:
 
     def _end(self, status: str, error: BaseException | None = None) -> None:
         if error is not None:
-            told = isinstance(error, FloatingPointError | RewardFailed | StoreError) and str(error)
+            told = isinstance(error, FloatingPointError | RewardFailed | StoreError | _Lost) and str(error)
             self.error = str(error) if told else f"{type(error).__name__}: {error}"
-            self._trace = "".join(traceback.format_exception(error))
+        elif status == "stopped" and self._reason:
+            status, self.error = "failed", self._reason
         self.ended, self.failure = status, error
         self._events = self._resume = None  # closes a generator that was left in the middle, so that it cleans up
-        self._ending = status
+        if not (self._part or isinstance(error, _Lost)):
+            self._ending = status
+            self._trace = "".join(traceback.format_exception(error)) if error is not None else ""
         try:
-            if not self._part:
-                self.settle()
+            self.settle()
         finally:
             self.over = True  # only now, so that whoever sees it finds the status written
+
+
+class _Lost(RuntimeError):
+    """Another process drives the run now, or has done so."""
+
+
+def _beat(store: Store, run: str, lost: threading.Event) -> None:
+    """Say that the run's driver lives, or note that this process is its driver no more."""
+    try:
+        if not store.heartbeat(run):
+            lost.set()
+    except StoreError:
+        return  # the next beat may get through
 
 
 class Worker:
@@ -324,9 +353,13 @@ class Ticker:
         self._thread = threading.Thread(target=self._work, name="ticker", daemon=True)
         self._thread.start()
 
-    def close(self) -> None:
-        """Call it no more; waits for the call that is under way."""
+    def stop(self) -> None:
+        """Call it no more."""
         self._ended.set()
+
+    def close(self) -> None:
+        """Call it no more, and wait for the call that is under way."""
+        self.stop()
         self._thread.join()
 
     def _work(self) -> None:

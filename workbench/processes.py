@@ -2,6 +2,7 @@
 
 import os
 import socket
+from functools import cache
 
 import psutil
 
@@ -9,8 +10,16 @@ _CLOCK_TOLERANCE_SECONDS = 2.0  # start times are derived from the boot time, wh
 
 
 def this_process() -> tuple[str, int, float]:
-    """Host name, process id and start time (seconds since 1970), which together survive the reuse of an id."""
-    return socket.gethostname(), os.getpid(), psutil.Process().create_time()
+    """Host name, process id and start time (seconds since 1970), which together survive the reuse of an id.
+
+    Always the same for one process, whatever becomes of the machine's name and its clock.
+    """
+    return _identity(os.getpid())
+
+
+@cache
+def _identity(pid: int) -> tuple[str, int, float]:
+    return socket.gethostname(), pid, psutil.Process(pid).create_time()
 
 
 def is_alive(host: str, pid: int, started: float) -> bool | None:

@@ -51,6 +51,8 @@ class Run:
     tags: tuple[str, ...] = ()
     note: str = ""
     deleted: float | None = None  # when it was put into the trash
+    worked: float | None = None  # seconds at work until `began`; None where that was not recorded
+    began: float | None = None  # when it last became running, until it is something else
 
     @property
     def over(self) -> bool:

@@ -22,6 +22,7 @@ from workbench.masking import masked
 from workbench.processes import this_process
 from workbench.records import DRIVEN, Row, Run, Vote, Wish, numbers_of, picture_of, read_row, read_run, when
 from workbench.tables import BUSY_SECONDS, EVENTS, QUEUE, RUNS, VOTES, WISHES, open_database
+from workbench.whole_file import whole_file
 
 WISHABLE = ("run", "pause", "stop", "save", "sample", "change")
 
@@ -91,22 +92,22 @@ class Store:
         """
         task = config.get("task")
         name = task.get("name", kind) if isinstance(task, dict) else task or config.get("notebook", kind)
+        now = time.time()
+        values: dict[str, Any] = {"kind": kind, "title": title, "origin": origin, "parent": parent, "branched": branched}
+        values |= {"config": to_json(config), "status": "queued", "wanted": "run", "iteration": 0, "created": now, "updated": now}
+        values |= {"iterations": _whole_number(config.get("iterations")), "command": masked(command), "worked": 0.0}
         with self.disk(self.location):
             run = self._claim_directory(re.sub(r"[^a-z0-9_]+", "-", str(name).lower()).strip("-") or "run")
-            (self.location / run / "images").mkdir()
-            (self.location / run / "config.json").write_text(to_json(config, indent=2) + "\n")
-        now = time.time()
-        values: dict[str, Any] = {"id": run, "kind": kind, "title": title, "origin": origin, "parent": parent}
-        values |= {"config": to_json(config), "status": "queued", "wanted": "run", "iteration": 0, "created": now, "updated": now}
-        values |= {"iterations": _whole_number(config.get("iterations")), "branched": branched}
-        values["command"] = masked(command)
         try:
+            with self.disk(self.folder(run)):
+                (self.folder(run) / "images").mkdir()
+            self._write_config(run, config)
             with self.writing() as connection:
-                connection.execute(insert(RUNS).values(values))
+                connection.execute(insert(RUNS).values(values | {"id": run}))
                 if along is not None:
                     along(connection, run)
         except BaseException:
-            shutil.rmtree(self.location / run, ignore_errors=True)
+            shutil.rmtree(self.folder(run), ignore_errors=True)
             raise
         return run
 
@@ -148,10 +149,7 @@ class Store:
         with self.writing() as connection:
             found = from_json(connection.execute(select(RUNS.c.config).where(RUNS.c.id == run)).scalar_one()) | dict(settings)
             connection.execute(update(RUNS).where(RUNS.c.id == run).values(config=to_json(found)))
-        hidden, folder = f".config.{secrets.token_hex(4)}.json", self.folder(run)
-        with self.disk(folder):
-            (folder / hidden).write_text(to_json(found, indent=2) + "\n")
-            os.replace(folder / hidden, folder / "config.json")
+        self._write_config(run, found)
         self._kept.pop(run, None)
 
     def image_path(self, run: str, name: str) -> Path:
@@ -373,17 +371,29 @@ class Store:
             values = {"host": host, "pid": pid, "process_started": started, "updated": time.time()}
             stopping = fresh and row.wanted == "stop"  # asked for while its process was on the way
             values |= {"status": "queued", "error": None, "wanted": "stop" if stopping else "run"}
+            values |= clock_stopped(RUNS.c.updated)  # by the last sign of a driver that died at work
             connection.execute(update(RUNS).where(RUNS.c.id == run).values(values))
             if not stopping:
                 connection.execute(delete(WISHES).where(WISHES.c.run == run))
+            if fresh and not self.checkpoints(run):  # what an earlier attempt reported will be reported again
+                connection.execute(delete(EVENTS).where(EVENTS.c.run == run, EVENTS.c.kind == "Reported"))
 
-    def set_status(self, run: str, status: str, error: str | None = None) -> None:
-        """What the driver says of its run. A status with an error, and every final one, lets go of it."""
-        values: dict[str, Any] = {"status": status, "error": error, "updated": time.time()}
+    def set_status(self, run: str, status: str, error: str | None = None, part: bool = False) -> bool:
+        """What the driver says of its run. A status with an error, and every final one, lets go of it.
+
+        Args:
+            part: said by a part of the run, which another process drives.
+        Returns: False where another process drives the run now, which is left as it is.
+        """
+        now = time.time()
+        values: dict[str, Any] = {"status": status, "error": error, "updated": now} | clock_stopped(now)
         if error is not None or status not in DRIVEN:
             values |= {"pid": None, "process_started": None}
+        elif status == "running":
+            values["began"] = now
+        mine = (RUNS.c.id == run) if part else (RUNS.c.id == run) & (RUNS.c.pid.is_(None) | _driven_here())
         with self.writing() as connection:
-            connection.execute(update(RUNS).where(RUNS.c.id == run).values(values))
+            return bool(connection.execute(update(RUNS).where(mine).values(values)).rowcount)
 
     def write_traceback(self, run: str, text: str) -> Path:
         """Keep the traceback of what ended the run in its directory."""
@@ -392,10 +402,11 @@ class Store:
             path.write_text(text)
         return path
 
-    def heartbeat(self, run: str) -> None:
-        """Say that the driver lives."""
+    def heartbeat(self, run: str) -> bool:
+        """Say that this process lives and drives the run. Returns: False where it does not drive it any more."""
         with self.writing() as connection:
-            connection.execute(update(RUNS).where(RUNS.c.id == run).values(updated=time.time()))
+            mine = (RUNS.c.id == run) & _driven_here()
+            return bool(connection.execute(update(RUNS).where(mine).values(updated=time.time())).rowcount)
 
     # Checkpoints
 
@@ -472,6 +483,11 @@ class Store:
 
     def _checkpoints(self, run: str) -> Path:
         return self.folder(run) / "checkpoints"
+
+    def _write_config(self, run: str, config: Mapping[str, Any]) -> None:
+        path = self.folder(run) / "config.json"
+        with self.disk(path.parent), whole_file(path) as hidden:
+            hidden.write_text(to_json(config, indent=2) + "\n")
 
     def _claim_directory(self, name: str) -> str:
         while True:
@@ -568,6 +584,17 @@ class Store:
             else:
                 remedy = "free some space or make it writable; what was recorded before is still there"
             raise StoreError(f"the database of runs in {self.location} cannot be used: {reason}; {remedy}") from error
+
+
+def clock_stopped(until: ColumnElement[float] | float) -> dict[str, Any]:
+    """What to write where a run was at work until some moment, if it was, and is no longer."""
+    return {"worked": RUNS.c.worked + func.coalesce(until - RUNS.c.began, 0.0), "began": None}
+
+
+def _driven_here() -> ColumnElement[bool]:
+    """Of runs that this process drives."""
+    host, pid, started = this_process()
+    return (RUNS.c.host == host) & (RUNS.c.pid == pid) & (RUNS.c.process_started == started)
 
 
 def _progress_of(event: Event) -> dict[str, Any]:

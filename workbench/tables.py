@@ -53,6 +53,8 @@ RUNS = Table(
     Column("tags", Text, nullable=False, server_default="[]"),  # JSON
     Column("note", Text, nullable=False, server_default=""),
     Column("deleted", Float(53)),  # when it was put into the trash
+    Column("worked", Float(53)),  # seconds at work until `began`; none where the run is older than this column
+    Column("began", Float(53)),  # when it last became running, until it is something else
     Index("runs_by_age", "created"),
 )
 

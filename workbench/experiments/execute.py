@@ -40,16 +40,17 @@ def _drive(store: Store, run: Run, entry: Entry, interrupted: Callable[[], bool]
     last = store.load_checkpoint(run.id) if store.checkpoints(run.id) else None  # an attempt goes on where the one before ended
     job = Job(store, run.id, loop(run.kind, run.config), resume=last, fresh=True)
     deadline = time.monotonic() + entry.timeout if entry.timeout else None
-    late = asked = False
+    asked = False
     while not job.over:
-        late = late or (deadline is not None and time.monotonic() > deadline)
+        late = deadline is not None and time.monotonic() > deadline
         if (late or interrupted()) and not asked:
             asked = True
-            job.ask("stop")
+            if late:
+                job.give_up(f"it took longer than {entry.timeout:g} s; it can be resumed from its last checkpoint")
+            else:
+                job.ask("stop")
         if job.advance() is None and job.paused:
             job.wait()
-    if late and store.run(run.id).status == "stopped":
-        store.set_status(run.id, "failed", f"it took longer than {entry.timeout:g} s; it can be resumed from its last checkpoint")
 
 
 def loop(kind: str, config: dict[str, Any]) -> "Start":
