@@ -1,12 +1,13 @@
 """Schedules: each time happens once whoever watches, and what is missed, spent, held back or broken is told."""
 
 import os
+import time
 from datetime import datetime
 from multiprocessing import get_context
 from zoneinfo import ZoneInfo
 
 import pytest
-from sqlalchemy import event, insert, update
+from sqlalchemy import event, update
 from toy_notebooks import PARAMETERS, write_notebook
 from toy_run import SMALL, toy_config
 
@@ -17,7 +18,7 @@ from workbench.experiments.notebooks import VARIABLE
 from workbench.experiments.queue import Queue
 from workbench.experiments.schedules import MOST_CAUGHT_UP, Schedule, Schedules, preview
 from workbench.store import Store, StoreError
-from workbench.tables import EVENTS, RUNS, SCHEDULES
+from workbench.tables import RUNS, SCHEDULES
 
 TINY = toy_config(1, **SMALL).model_dump(mode="json")
 NOON = datetime(2026, 11, 21, 12, tzinfo=ZoneInfo("UTC")).timestamp()
@@ -42,9 +43,7 @@ def states(schedules, name=None):
 def finish(store, run, begun, hours):
     """Record that a run was at work for some hours."""
     with store.writing() as connection:
-        values = {"run": run, "kind": "Started", "iteration": 0, "time": begun, "data": "{}"}
-        connection.execute(insert(EVENTS).values(values))
-        changes = {"status": "done", "updated": begun + hours * HOUR}
+        changes = {"status": "done", "updated": begun + hours * HOUR, "worked": hours * HOUR}
         connection.execute(update(RUNS).where(RUNS.c.id == run).values(changes))
 
 
@@ -299,14 +298,62 @@ def test_a_preview_shows_the_next_times_on_the_clock_of_the_schedule():
     assert [str(each) for each in preview(nightly, 5, NOON)] == ["2026-11-22 02:00:00+09:00", "2026-11-23 02:00:00+09:00"]
 
 
-def test_the_work_of_a_run_begins_with_its_first_event_and_that_of_a_sweep_is_its_points(any_store):
-    sweep, branch = (any_store.create("train", TINY, title="x", origin="test") for _ in range(2))
+@pytest.fixture
+def clock(monkeypatch):
+    """The store's clock, which goes on by hand."""
+
+    class Clock:
+        now = NOON
+        strftime, localtime = staticmethod(time.strftime), staticmethod(time.localtime)
+
+        def time(self):
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr("workbench.store.time", clock)
+    return clock
+
+
+def test_the_work_of_a_run_is_that_of_its_drivers_and_no_idle_time(any_store, clock):
+    run = any_store.create("notebook", {"notebook": "quiet"}, title="x", origin="test")
+    clock.now += HOUR
+    any_store.claim(run)
+    for status, hours in (("running", 1), ("paused", 9), ("running", 2)):
+        any_store.set_status(run, status)
+        clock.now += hours * HOUR
+    assert seconds_at_work(any_store, [run], clock.now) == {run: 3 * HOUR}
+    any_store.heartbeat(run)
+    with any_store.writing() as connection:
+        connection.execute(update(RUNS).values(pid=2**22 + 1))  # which no process has
+    clock.now += 9 * HOUR
+    assert any_store.run(run).status == "crashed"
+    assert seconds_at_work(any_store, [run], clock.now) == {run: 3 * HOUR}
+    any_store.claim(run)
+    any_store.set_status(run, "running")
+    clock.now += HOUR
+    any_store.set_status(run, "done")
+    assert any_store.events(run) == []
+    assert seconds_at_work(any_store, [run], clock.now + DAY) == {run: 4 * HOUR}
+
+
+def test_the_work_of_a_sweep_is_that_of_its_points_and_other_children_work_for_themselves(any_store):
+    sweep = any_store.create("sweep", {}, title="x", origin="test")
+    parent = any_store.create("train", TINY, title="x", origin="test")
     points = [any_store.create("train", TINY, title="x", origin="test", parent=sweep) for _ in range(2)]
-    any_store.create("train", TINY, title="x", origin="test", parent=branch, branched=1)
-    for run, hours in zip((*points, branch), (1, 2, 4), strict=True):
+    branch = any_store.create("train", TINY, title="x", origin="test", parent=parent, branched=1)
+    again = any_store.create("train", TINY, title="x", origin="test", parent=parent)
+    for run, hours in zip((sweep, parent, *points, branch, again), (32, 4, 1, 2, 8, 16), strict=True):
         finish(any_store, run, NOON, hours)
-    any_store.record(sweep, Started(0, {}))
-    assert seconds_at_work(any_store, [sweep, branch], NOON) == {sweep: 3 * HOUR, branch: 4 * HOUR}
+    assert seconds_at_work(any_store, [sweep, parent], NOON) == {sweep: 3 * HOUR, parent: 4 * HOUR}
+
+
+def test_the_work_of_a_run_from_before_it_was_recorded_is_told_by_its_events(any_store):
+    run = any_store.create("train", TINY, title="x", origin="test")
+    any_store.record(run, Started(0, {}))
+    (row,) = any_store.events(run)
+    with any_store.writing() as connection:
+        connection.execute(update(RUNS).values(status="done", updated=row.time + HOUR, worked=None))
+    assert seconds_at_work(any_store, [run], NOON) == {run: pytest.approx(HOUR)}
 
 
 def watch(location, url, turns):

@@ -14,6 +14,7 @@ from workbench.__main__ import main
 from workbench.config import configure, validated
 from workbench.events import IterationDone
 from workbench.experiments.dispatch import Dispatcher
+from workbench.experiments.durations import seconds_at_work
 from workbench.experiments.points import rebuilt_search, results
 from workbench.experiments.search import Search
 from workbench.experiments.space import Range, SweepSettings, read_axis, resolved_axes, value_of
@@ -267,6 +268,7 @@ def test_a_grid_runs_every_point_once_a_few_at_a_time_and_finds_the_best(store):
     assert len(toy.begun) == len(set(toy.begun)) == 9
     assert [point.parameters[RATE] for point in found.points] == [1e-4, 1e-3, 1e-2]
     assert [point.seeds for point in found.points] == [(0, 1, 2)] * 3
+    assert sum(point.seconds for point in found.points) == pytest.approx(seconds_at_work(store, [sweep], 0.0)[sweep])
     best = found.best
     assert best.parameters == {RATE: 1e-3}
     assert best.values == pytest.approx((9.0, 9.09, 9.18))

@@ -1,6 +1,7 @@
 """The points of a sweep: as they are recorded, and as results."""
 
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from sqlalchemy import func, select
 
 from workbench.config import validated
 from workbench.evaluate import interval
+from workbench.experiments.durations import seconds_at_work
 from workbench.experiments.search import Search
 from workbench.experiments.space import SweepSettings, value_of
 from workbench.records import Row, Run, read_run
@@ -75,7 +77,7 @@ class Point:
     seeds: tuple[int | None, ...]
     runs: tuple[str, ...]
     iterations: int  # of the training in all its runs
-    seconds: float  # that its runs took, added up
+    seconds: float  # for which its runs were at work, added up
     error: str
     curve: Curve
 
@@ -109,9 +111,7 @@ def results(store: Store, sweep: str) -> Results:
     points = fold(store.events(found.id))
     runs = [run for point in points for run in point.runs.values()]
     children = runs_by_id(store, runs)
-    first, last = func.min(EVENTS.c.time), func.max(EVENTS.c.time)
-    spans = store.read(select(EVENTS.c.run, first, last).where(EVENTS.c.run.in_(runs)).group_by(EVENTS.c.run)) if runs else []
-    seconds = {run: end - begin for run, begin, end in spans}
+    seconds = seconds_at_work(store, runs, time.time())
     updates = select(EVENTS.c.run, func.max(EVENTS.c.iteration)).where(EVENTS.c.run.in_(runs), EVENTS.c.kind == "IterationDone")
     reached = dict(store.read(updates.group_by(EVENTS.c.run))) if runs else {}
     rows = tuple(_described(store, point, children, seconds, reached, settings) for point in points)
