@@ -10,8 +10,10 @@ from sqlalchemy import update
 from toy_run import SMALL, toy_config
 
 from workbench.experiments.dispatch import Dispatcher
+from workbench.experiments.execute import execute
 from workbench.experiments.queue import Queue
 from workbench.experiments.work import Work, submit
+from workbench.records import read_run
 from workbench.store import Store
 from workbench.tables import QUEUE
 
@@ -144,6 +146,46 @@ def test_an_executor_that_raises_whatever_fails_the_run_and_not_the_queue(store,
     assert "no process could be begun" in store.run(run).error
 
 
+def test_a_crashed_run_that_somebody_resumes_just_then_is_not_queued_again(store, monkeypatch):
+    run = queued(store, retries=1)
+    dispatcher = Dispatcher(store, {"local": Recording()})
+    dispatcher.tick()
+    store.claim(run, fresh=True)
+    store.set_status(run, "failed", "no reason")
+
+    def meanwhile(row):
+        found = read_run(row)
+        store.claim(run)
+        return found
+
+    monkeypatch.setattr("workbench.experiments.queue.read_run", meanwhile)
+    assert Queue(store).settle() == []
+    entry = Queue(store).entry(run)
+    assert entry is not None
+    assert (entry.attempt, store.run(run).pid) == (1, os.getpid())
+
+
+def test_a_run_that_a_dispatcher_elsewhere_took_and_forgot_is_begun_after_an_hour(store):
+    run = queued(store)
+    executor = Recording()
+    for minutes, begun in ((0, 1), (50, 1), (61, 2)):
+        with store.writing() as connection:
+            connection.execute(update(QUEUE).where(QUEUE.c.taken.is_not(None)).values(host="elsewhere"))
+            connection.execute(update(QUEUE).where(QUEUE.c.taken.is_not(None)).values(taken=time.time() - minutes * 60))
+        Dispatcher(store, {"local": executor}).tick()
+        assert executor.begun == [(run, None)] * begun
+
+
+def test_a_run_that_takes_too_long_keeps_a_checkpoint_and_has_failed_at_once(store, monkeypatch):
+    run, said = queued(store, timeout=1e-6), []
+    say = store.set_status
+    monkeypatch.setattr(store, "set_status", lambda run, status, *rest, **named: said.append(status) or say(run, status, *rest))
+    end = execute(store, run)
+    assert said == ["running", "failed"]
+    assert end.error == "it took longer than 1e-06 s; it can be resumed from its last checkpoint"
+    assert store.checkpoints(run) == [end.iteration]
+
+
 def test_a_run_that_is_stopped_or_deleted_while_it_waits_is_never_begun(store):
     stopped, deleted, restored = (queued(store) for _ in range(3))
     store.wish(stopped, "stop")
@@ -223,5 +265,5 @@ def test_a_queued_run_is_driven_by_a_process_of_its_own_and_a_killed_one_is_told
     os.kill(pid, signal.SIGKILL)
     until(lambda: dispatcher.tick() is not None and Queue(store).entries() == [])
     assert store.run(killed).status == "crashed"
-    assert not psutil.pid_exists(pid)
+    until(lambda: dispatcher.tick() is not None and not psutil.pid_exists(pid))
     assert len(store.events(done, kinds=("Started",))) == 1

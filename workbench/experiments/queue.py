@@ -9,15 +9,18 @@ from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
 
 from workbench.processes import is_alive, this_process
 from workbench.records import Run, read_run
-from workbench.store import Store
+from workbench.store import Store, clock_stopped
 from workbench.tables import QUEUE, RUNS
 
 LANE = "local"
 
 FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 2.0, 600.0
 
-_BEGIN_SECONDS = 120.0
-"""A run that was taken this long ago by a dispatcher that is gone, and that nothing has begun, may be taken again."""
+_BEGIN_SECONDS, _FORSAKEN_SECONDS = 120.0, 3600.0
+"""A run that nothing has begun may be taken again this long after a dispatcher took it: one that is gone, or may be.
+
+Where a job for it waits in a cluster after all, Slurm's is found again, and of two tasks only the first can claim the run.
+"""
 
 
 @dataclass(frozen=True)
@@ -114,36 +117,47 @@ class Queue:
         settled = []
         rows = self._store.read(select(RUNS).join(QUEUE, QUEUE.c.run == RUNS.c.id).order_by(QUEUE.c.id))
         entries = {entry.run: entry for entry in self.entries()} if rows else {}
-        for run in map(read_run, rows):
-            entry = entries.get(run.id)
+        for row in rows:
+            run, entry = read_run(row), entries.get(row.id)
             if entry is None:  # another dispatcher has just closed it
                 continue
             if not run.over:
                 continue
             again = run.status in ("failed", "crashed") and entry.attempt <= entry.retries and run.wanted != "stop"
-            if self._close(entry, again) and not again:
+            if self._close(entry, row if again else None) and not again:
                 settled.append(run)
         return settled
 
-    def _close(self, entry: Entry, again: bool) -> bool:
-        """Remove an entry or send it back to wait; False where another dispatcher was quicker."""
+    def _close(self, entry: Entry, again: Any | None) -> bool:
+        """Remove an entry, or send it back to wait; False where somebody was quicker.
+
+        Args:
+            again: the run's row, where it waits from now on if nobody has touched it since: neither another driver, nor one
+                that was taken for dead.
+        """
         place = (QUEUE.c.run == entry.run) & (QUEUE.c.attempt == entry.attempt)
         with self._store.writing() as connection:
-            if not again:
+            if again is None:
                 return bool(connection.execute(delete(QUEUE).where(place)).rowcount)
             pause = min(FIRST_BACKOFF_SECONDS * 2 ** (entry.attempt - 1), LONGEST_BACKOFF_SECONDS)
             values = {"attempt": entry.attempt + 1, "not_before": time.time() + pause, "taken": None, "device": None}
             if not connection.execute(update(QUEUE).where(place).values(values)).rowcount:
                 return False
-            queued = {"status": "queued", "pid": None, "process_started": None}
-            connection.execute(update(RUNS).where(RUNS.c.id == entry.run).values(queued))
-            return True
+            queued = {"status": "queued", "pid": None, "process_started": None} | clock_stopped(RUNS.c.updated)
+            untouched = (RUNS.c.id == again.id) & (RUNS.c.status == again.status) & (RUNS.c.updated == again.updated)
+            untouched &= RUNS.c.pid.is_not_distinct_from(again.pid)
+            waits = bool(connection.execute(update(RUNS).where(untouched).values(queued)).rowcount)
+            if not waits:
+                connection.rollback()
+            return waits
 
     def _let_go(self) -> None:
-        """Free the entries whose dispatcher ended before anything had begun the run."""
+        """Free the entries whose dispatcher ended before anything had begun the run, or may have."""
         query = select(QUEUE).join(RUNS, QUEUE.c.run == RUNS.c.id).where(QUEUE.c.taken.is_not(None), RUNS.c.status == "queued")
         for row in self._store.read(query.where(RUNS.c.pid.is_(None))):
-            if time.time() - row.taken > _BEGIN_SECONDS and is_alive(row.host, row.pid, row.process_started) is False:
+            lives = is_alive(row.host, row.pid, row.process_started)
+            patience = _BEGIN_SECONDS if lives is False else _FORSAKEN_SECONDS  # of another host, nobody knows
+            if not lives and time.time() - row.taken > patience:
                 with self._store.writing() as connection:
                     same = (QUEUE.c.id == row.id) & (QUEUE.c.taken == row.taken)
                     connection.execute(update(QUEUE).where(same).values(taken=None, device=None))
