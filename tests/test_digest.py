@@ -8,7 +8,7 @@ from toy_run import toy_config, toy_events
 
 from workbench.config import validated
 from workbench.digest_page import digest_page
-from workbench.events import IterationDone, Started
+from workbench.events import IterationDone, Reported, Started
 from workbench.exact_json import from_json, to_json
 from workbench.experiments.digest import digest, digest_text, told_duration
 from workbench.experiments.executors import LOG
@@ -33,6 +33,7 @@ def finished(store, title, origin="test", iterations=10, status="done"):
     config = toy_config(iterations)
     run = store.create("train", config.model_dump(mode="json"), title=title, origin=origin)
     store.claim(run)
+    store.set_status(run, "running")
     for event in toy_events(config):
         store.record(run, event)
     store.set_status(run, status)
@@ -109,6 +110,26 @@ def test_a_branch_stands_for_itself(store):
     parent = finished(store, "Parent")
     branch = store.create("train", CONFIG.model_dump(mode="json"), title="Branch", origin="test", parent=parent, branched=5)
     assert {each.run for each in digest(store, 0.0).outcomes} == {parent, branch}
+
+
+def test_a_reproduction_stands_for_itself(store):
+    original = finished(store, "Original")
+    again = store.create("train", CONFIG.model_dump(mode="json"), title="Again", origin="test", parent=original)
+    store.set_status(again, "failed", "no reason")
+    found = digest(store, 0.0)
+    assert {each.run: each.parts for each in found.outcomes} == {original: {}, again: {}}
+    assert [each.run for each in found.failures] == [again]
+
+
+def test_where_nobody_knows_whether_high_is_good_no_run_is_named_best(store):
+    for loss in (0.2, 0.9):
+        run = store.create("notebook", {"notebook": "toy"}, title="Toy", origin="schedule nightly")
+        store.claim(run)
+        store.record(run, Reported(0, {"loss": loss}))
+        store.set_status(run, "done")
+    found = digest(store, 0.0)
+    assert [each.figure.name for each in found.outcomes] == ["loss", "loss"]
+    assert found.winners == ()
 
 
 def test_times_that_began_nothing_are_told_with_their_reason(store):

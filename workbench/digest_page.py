@@ -1,6 +1,5 @@
 """The morning digest as one page that opens without a network."""
 
-import time
 from importlib.resources import files
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch.nn.functional import pad
 
 from workbench.experiments.digest import Digest, told_count, told_duration
 from workbench.pictures import data_sheet, read_sprite
+from workbench.records import when
 from workbench.store import Store
 
 SHOWN = 8
@@ -19,7 +19,7 @@ _SEAM = 127  # grey between two of them
 def digest_page(store: Store, found: Digest) -> str:
     """A digest as HTML, its pictures inside."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"duration": told_duration, "clock": _clock}
+    environment.filters |= {"duration": told_duration, "clock": when}
     report = (files("workbench") / "report.html").read_text()
     style = report.partition("<style>")[2].partition("</style>")[0]  # every page that is kept looks alike
     pairs = [(pair, sheets) for pair in found.pairs if (sheets := _sheets(store, pair))]
@@ -35,7 +35,3 @@ def _sheets(store: Store, pair: Any) -> list[dict[str, Any]]:
         return []
     shown = min(SHOWN, *map(len, images))
     return [data_sheet(pad(each[:shown], (1, 1, 1, 1), value=_SEAM), shown) for each in images]
-
-
-def _clock(seconds: float) -> str:
-    return time.strftime("%a %Y-%m-%d %H:%M", time.localtime(seconds))

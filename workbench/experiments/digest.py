@@ -13,11 +13,13 @@ from workbench.experiments.points import results
 from workbench.experiments.schedules import Firing, Schedules
 from workbench.health import held_out_reward
 from workbench.history import History
-from workbench.records import Run
+from workbench.records import Run, when
 from workbench.store import Store
 from workbench.tables import EVENTS
 
 HELD_OUT = "held-out reward"
+REWARDS = (HELD_OUT, "reward")
+"""Figures of which the highest is the best."""
 
 MOST_PICTURED = 6
 """Most runs that are shown with their pictures."""
@@ -93,12 +95,11 @@ def digest(store: Store, since: float, now: float | None = None) -> Digest:
     """What happened to runs since a moment, runs that go on among them."""
     now = time.time() if now is None else now
     everything = [run for run in store.runs() if run.updated >= since or not run.over]
-    children: dict[str, list[Run]] = {}
+    children: dict[str | None, list[Run]] = {run.id: [] for run in everything if run.kind == "sweep"}
     for run in everything:
-        if run.parent is not None and run.branched is None:
-            children.setdefault(run.parent, []).append(run)
-    inside = {run.id for runs in children.values() for run in runs}
-    top = [run for run in everything if run.id not in inside]
+        if run.parent in children:
+            children[run.parent].append(run)
+    top = [run for run in everything if run.parent not in children]
     seconds = seconds_at_work(store, [run.id for run in top], now)
     outcomes = tuple(_outcome(store, run, seconds[run.id], children.get(run.id, [])) for run in top)
     winners = (
@@ -114,7 +115,7 @@ def digest(store: Store, since: float, now: float | None = None) -> Digest:
 
 def digest_text(found: Digest) -> str:
     """A digest for a terminal, without markup."""
-    lines = [f"since {_clock(found.since)}: {told_count(len(found.outcomes), 'run')}, {found.hours:.1f} hours of computing"]
+    lines = [f"since {when(found.since)}: {told_count(len(found.outcomes), 'run')}, {found.hours:.1f} hours of computing"]
     for winner in found.winners:
         lines.append(f"best of {winner.of}: {winner.run} with {winner.metric} {winner.value:.4g}, among {winner.among}")
     for outcome in found.outcomes:
@@ -126,7 +127,7 @@ def digest_text(found: Digest) -> str:
         if outcome.last_words:
             lines.append(f"  last words: {outcome.last_words}")
     for firing in found.not_begun:
-        lines.append(f"schedule {firing.schedule} {firing.state} at {_clock(firing.due)}: {firing.reason}")
+        lines.append(f"schedule {firing.schedule} {firing.state} at {when(firing.due)}: {firing.reason}")
     return "\n".join(lines)
 
 
@@ -178,10 +179,10 @@ def _ends(store: Store, run: str, kind: str) -> list[Any]:
 
 
 def _best_of_schedules(outcomes: Sequence[Outcome]) -> list[Winner]:
-    """Of each schedule with several runs to compare, or one, the run with the highest figure."""
+    """Of each schedule the run of the highest reward; of another figure nobody knows whether high is good."""
     by_schedule: dict[str, list[tuple[float, Outcome, str]]] = {}
     for each in outcomes:
-        if each.origin.startswith("schedule ") and each.status == "done" and each.figure is not None:
+        if each.origin.startswith("schedule ") and each.status == "done" and each.figure and each.figure.name in REWARDS:
             by_schedule.setdefault(each.origin, []).append((each.figure.last, each, each.figure.name))
     winners = []
     for origin, found in by_schedule.items():
@@ -210,7 +211,3 @@ def _pair(store: Store, run: str) -> Pair | None:
     if len(rows) < 2:
         return None
     return Pair(run, store.run(run).title, tuple(rows[0]["prompts"]), rows[0]["preview"], rows[1]["preview"])
-
-
-def _clock(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
