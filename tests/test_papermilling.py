@@ -384,6 +384,21 @@ def test_a_papermill_that_hears_of_nothing_is_ended_and_the_run_is_stopped(store
     assert all(map(gone, watch.family))
 
 
+def test_a_supervisor_that_was_taken_for_dead_ends_its_notebook_and_leaves_the_run_alone(store, monkeypatch):
+    monkeypatch.setattr(papermilling, "_HEARTBEAT_SECONDS", 0.0)
+    run = queued(store, PARAMETERS, FOREVER)
+    other = {"host": "elsewhere", "pid": 7, "process_started": 7.0}
+
+    def take_over(_family):
+        with store.writing() as connection:
+            connection.execute(update(RUNS).values(other))
+
+    watch = at_the_marker(store, run, take_over)
+    end = execute(store, run, watch)
+    assert (end.status, end.host, end.pid, end.error) == ("running", "elsewhere", 7, None)
+    assert all(map(gone, watch.family))
+
+
 def test_only_the_supervisor_of_a_run_is_made_to_end_at_once(store):
     run = queued(store, PARAMETERS)
     store.claim(run)

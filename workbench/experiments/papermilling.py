@@ -164,7 +164,8 @@ def _watch(
             if now - heard >= _HEARTBEAT_SECONDS:
                 heard = now
                 papermill.look()
-                store.heartbeat(run.id)
+                if not store.heartbeat(run.id):  # this process was silent for so long that another one drives the run now
+                    papermill.end()
             if papermill.progress != noted:
                 _note(store, run.id, *papermill.progress)
                 noted = papermill.progress
