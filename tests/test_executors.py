@@ -88,7 +88,7 @@ def test_submitit_runs_the_command_and_tells_how_it_ended(store):
     dispatcher = Dispatcher(store, {"slurm": Slurm(cluster="local")}, slots=2)
     whole, broken = queued(store, "slurm"), queued(store, "slurm")
     dispatcher.tick()
-    jobs = dict(dispatcher._started)
+    jobs = {run: started for run, (_, started) in dispatcher._started.items()}
     store.claim(broken)  # as if somebody else drove it already, so that its job cannot
     until(lambda: dispatcher.tick() is not None and all(job.ended() is not None for job in jobs.values()))
     assert store.run(whole).status == "done"
@@ -96,7 +96,7 @@ def test_submitit_runs_the_command_and_tells_how_it_ended(store):
     assert "stop it there first" in jobs[broken].ended()
     assert '"status":"done"' in (store.folder(whole) / LOG).read_text()
     assert list((store.folder(whole) / "slurm").iterdir())
-    written = b"".join(path.read_bytes() for path in (store.folder(whole) / "slurm").iterdir())
+    written = b"".join(path.read_bytes() for path in (store.folder(whole) / "slurm").rglob("*") if path.is_file())
     assert store.url.encode() not in written
     assert "WORKBENCH_STORE" not in os.environ
 
@@ -169,7 +169,7 @@ def test_dask_runs_the_command_tells_how_it_ended_and_takes_back_what_waits(stor
         dispatcher = Dispatcher(store, {"dask": Dask(address=cluster.scheduler_address)}, slots=2)
         first, second = queued(store, "dask"), queued(store, "dask")
         dispatcher.tick()
-        jobs = dict(dispatcher._started)
+        jobs = {run: started for run, (_, started) in dispatcher._started.items()}
         assert store.url not in repr(jobs[first]._future)
         store.wish(second, "stop")
         until(lambda: [end.id for end in dispatcher.tick()] == [second])
