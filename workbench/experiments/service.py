@@ -25,7 +25,7 @@ class Service:
     @property
     def problem(self) -> str:
         """What cannot go on, and why; empty where all is well."""
-        return "; ".join(f"{what} cannot go on: {said}" for what, said in self._problems.items())
+        return "; ".join(f"{what} cannot go on: {said}" for what, said in dict(self._problems).items())
 
     def tick(self) -> list[Run]:
         """One round; nothing is waited for, and what goes wrong with one thing does not hold up the others.
