@@ -286,6 +286,20 @@ def test_what_was_learned_is_loaded_by_diffusers_and_draws_the_same(dev: Path, s
     assert (base - theirs).abs().max() > 1e-3
 
 
+def test_all_weights_take_the_place_of_the_components_file(dev: Path, store: Store, tmp_path: Path) -> None:
+    config = tiny_run(dev, iterations=1, adapter__kind="full")
+    run = store.create("train", config.model_dump(mode="json"), title=config.title, origin="test", command="")
+    for event in train(config):
+        store.record(run, event)
+    tuned = shutil.copytree(dev, tmp_path / "tuned")
+    shutil.copy(write_weights(store, run), tuned / "transformer" / "diffusion_pytorch_model.safetensors")
+    policy = load_policy(config, store.load_checkpoint(run))
+    x, times = noise(policy.generator.latent_shape), time_grid(2, 1.9)
+    again = sampled(model(tuned).load(CPU), x, times)
+    assert torch.equal(again, sampled(policy.generator, x, times))
+    assert not torch.equal(again, sampled(model(dev).load(CPU), x, times))
+
+
 def test_images_depend_on_their_seed_and_the_page_draws_what_training_evaluates(dev: Path) -> None:
     policy = load_policy(tiny_run(dev))
     times = time_grid(2, 1.9)
