@@ -51,10 +51,12 @@ class Once:
     def __init__(self, reached, act):
         self.reached, self.act = reached, act
         self.family = []
+        self.others = psutil.Process().children()  # such as the browser of other tests
 
     def __call__(self):
         if not self.family and self.reached():
-            self.family = psutil.Process().children(recursive=True)
+            own = [child for child in psutil.Process().children() if child not in self.others]
+            self.family = [each for child in own for each in (child, *child.children(recursive=True))]
             self.act(self.family)
         return False
 

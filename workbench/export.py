@@ -89,6 +89,7 @@ class _Archived(BaseModel):
     updated: float
     tags: tuple[str, ...]
     note: str
+    worked: float | None = None  # not known of runs from before it was counted
 
 
 def export_folder(store: Store, run: str) -> Path:
