@@ -144,13 +144,16 @@ window.workbench.page("runs", (page) => {
     errors.hidden = true;
     const inputs = { title: make("input"), tags: make("input"), note: make("textarea") };
     inputs.note.rows = 3;
+    let saving = Promise.resolve();
     const texts = { title: (line) => line.title, tags: (line) => line.tags.join(", "), note: (line) => line.note };
     for (const [name, input] of Object.entries(inputs)) {
-      input.addEventListener("change", async () => {
+      input.addEventListener("change", () => {
         const value = name === "tags" ? input.value.split(",") : input.value;
-        const reply = await page.ask("annotate", { run: id, [name]: value });
-        wb.complain(errors, reply.errors || []);
-        setText(saved, reply.errors ? "" : `✓ ${name} saved`);
+        saving = saving.then(async () => { // one after another: what is said last is of what was written last
+          const reply = await page.ask("annotate", { run: id, [name]: value });
+          wb.complain(errors, reply.errors || []);
+          setText(saved, reply.errors ? "" : `✓ ${name} saved`);
+        });
       });
     }
     at.setAttribute("aria-label", "Weights after iteration");
