@@ -334,7 +334,8 @@ def _write_kernel(folder: Path, run: str) -> str:
     name = f"workbench-{run}".lower()
     place = folder / "kernels" / name
     place.mkdir(parents=True, exist_ok=True)
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--HistoryManager.enabled=False"]
+    history = "--HistoryManager.hist_file=:memory:"  # nobody's own; switched off, a kernel takes seconds to end
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", history]
     spec = {"argv": argv, "display_name": f"Run {run}", "language": "python"}
     (place / "kernel.json").write_text(json.dumps(spec))
     return name
