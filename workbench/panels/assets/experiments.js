@@ -2,7 +2,7 @@
 window.workbench.page("experiments", (page) => {
   const wb = window.workbench, { make, setText, setAttr, show } = wb;
   const slot = page.slot, get = wb.address.get;
-  let notebooks = [], presets = [], last = {}, shown = "", opened = null;
+  let notebooks = [], presets = [], last = {}, shown = "", opened = null, overnight = "";
 
   const view = () => get("view") || "notebooks";
   const current = () => notebooks.find((each) => each.name === get("notebook")) || notebooks.find((each) => each.name === "quickstart") || notebooks[0];
@@ -172,7 +172,9 @@ window.workbench.page("experiments", (page) => {
   const digest = async () => {
     const reply = await page.ask("overnight", { hours: slot("hours").value });
     wb.complain(slot("digest-errors"), reply.errors || []);
-    if (!reply.errors) slot("digest").srcdoc = dark() ? reply.page.replace("<html", '<html class="dark"') : reply.page;
+    if (reply.errors) return;
+    overnight = reply.page;
+    slot("digest").srcdoc = overnight.replace("(prefers-color-scheme: dark)", dark() ? "all" : "not all"); // as this page is, not the system
   };
 
   const open = async () => {
@@ -203,7 +205,7 @@ window.workbench.page("experiments", (page) => {
     digest,
     "save-digest": () => {
       const link = make("a");
-      link.href = URL.createObjectURL(new Blob([slot("digest").srcdoc], { type: "text/html" }));
+      link.href = URL.createObjectURL(new Blob([overnight], { type: "text/html" }));
       link.download = `digest-${new Date().toISOString().slice(0, 10)}.html`;
       link.click();
       setTimeout(() => URL.revokeObjectURL(link.href), 10000);
