@@ -14,7 +14,9 @@ from toy_run import SMALL
 from workbench.benchmarks.serving import serving
 from workbench.experiments.schedules import Schedules
 from workbench.experiments.sweeps import begin_sweep
+from workbench.panels.experiments import update
 from workbench.store import Store
+from workbench.studio import Studio
 
 pytestmark = pytest.mark.xdist_group("page_experiments")
 
@@ -232,3 +234,12 @@ def test_the_folder_of_notebooks_is_the_only_one(served: Served, tmp_path: Path)
     write_notebook(tmp_path, "elsewhere", "x: int = 1  # a number")
     with pytest.raises(ValueError, match="there is no notebook"):
         notebook(f"../../{tmp_path.name}/elsewhere")
+
+
+def test_a_notebook_that_is_gone_leaves_its_runs_on_the_page(studio: Studio) -> None:
+    config = {"notebook": "gone", "parameters": {"x": 2}}
+    run = studio.store.create("notebook", config, title="Gone", origin="test")
+    parts = update(studio, {"view": "notebooks", "notebook": "gone"})
+    (line,) = parts["recent"][1]()
+    assert (line["id"], line["own"]) == (run, {"x": 2})
+    assert parts["queue"][1]()["entries"] == []

@@ -183,7 +183,8 @@ def update(studio: Studio, asked: Mapping[str, Any]) -> Parts:
         parts["schedules"] = value(_planned(studio))
     elif view != "digest":
         own = [found for found in every if found.kind == "notebook" and found.config.get("notebook") == asked.get("notebook")]
-        defaults = {each.name: each.default for each in notebook(asked["notebook"]).parameters} if own else {}
+        found = next((each for each in notebooks() if each.name == asked.get("notebook")), None)  # it may be gone by now
+        defaults = {each.name: each.default for each in found.parameters} if found else {}
         parts["recent"] = value([_recent(found, defaults) for found in own[:RECENT]])
         last = {found.config.get("notebook"): found.status for found in reversed(every) if found.kind == "notebook"}
         parts["last"] = value(last)
