@@ -396,3 +396,17 @@ def test_two_schedulers_of_which_some_are_killed_fire_each_time_once(any_store, 
     assert states(schedules) == [("begun", k * 10 * MINUTE, 0) for k in range(1, 11)]
     assert sorted(run.id for run in any_store.runs()) == sorted(firing.run for firing in schedules.firings())
     assert len(Queue(any_store).entries()) == 10
+
+
+def test_a_schedule_that_cannot_be_read_any_more_leaves_the_others_and_can_be_removed(any_store, schedules):
+    schedules.add(planned("good"), NOON)
+    schedules.add(planned("old"), NOON)
+    with any_store.writing() as connection:
+        connection.execute(update(SCHEDULES).where(SCHEDULES.c.name == "old").values(settings='{"name": "old"}'))
+    assert [each.schedule.name for each in schedules.all()] == ["good"]
+    assert list(schedules.unreadable()) == ["old"]
+    assert "cannot be read" in schedules.unreadable()["old"]
+    schedules.remove("old")
+    assert schedules.unreadable() == {}
+    with pytest.raises(ValueError, match="there is no schedule 'old'; there are: good"):
+        schedules.remove("old")

@@ -225,6 +225,8 @@ def _list(schedules: "Schedules", as_json: bool) -> None:
     found = schedules.all()
     if as_json:
         return show_json([_described(schedules, planned) for planned in found])
+    for name, reason in schedules.unreadable().items():
+        show(f"[red]{escape(name)}[/]: {escape(reason)}; remove it, or run the version that planned it")
     if not found:
         return show("no schedules; plan one with: python -m workbench schedule add NAME --cron '0 2 * * *' --preset shapes")
     table = Table("schedule", "when", "what", "next", "last", "hours", box=None, pad_edge=False)

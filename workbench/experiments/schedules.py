@@ -127,9 +127,19 @@ class Schedules:
     # What is planned
 
     def all(self) -> list[Planned]:
-        """All of them by name."""
-        rows = self._store.read(select(SCHEDULES).where(SCHEDULES.c.removed.is_(None)).order_by(SCHEDULES.c.name))
-        return [_planned(row) for row in rows]
+        """All of them by name, but for those that are `unreadable`."""
+        return [found for _, found in self._listed() if isinstance(found, Planned)]
+
+    def unreadable(self) -> dict[str, str]:
+        """Why schedules cannot be read any more, by name, as those of another version; they fire no more, and can be removed."""
+        return {name: found for name, found in self._listed() if isinstance(found, str)}
+
+    def _listed(self) -> Iterator[tuple[str, Planned | str]]:
+        for row in self._store.read(select(SCHEDULES).where(SCHEDULES.c.removed.is_(None)).order_by(SCHEDULES.c.name)):
+            try:
+                yield row.name, _planned(row)
+            except ValueError as error:
+                yield row.name, f"its settings cannot be read any more: {error}"
 
     def get(self, name: str) -> Planned:
         """The schedule of this name. Raises: ValueError: lists those that there are."""
@@ -194,7 +204,11 @@ class Schedules:
 
     def remove(self, name: str) -> None:
         """Take it off the list; `restore` brings it back. Runs that it began are not touched."""
-        self._update(self.get(name), {"removed": time.time()})
+        named = (SCHEDULES.c.name == name) & SCHEDULES.c.removed.is_(None)
+        with self._store.writing() as connection:
+            removed = connection.execute(update(SCHEDULES).where(named).values(removed=time.time())).rowcount
+        if not removed:
+            self.get(name)  # says which there are
 
     def restore(self, name: str, now: float | None = None) -> Planned:
         """Bring back a schedule that was removed. Raises: ValueError: if there is no such one."""

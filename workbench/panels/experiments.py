@@ -310,7 +310,8 @@ def _table(found: Results, run: Run) -> dict[str, Any]:
 def _planned(studio: Studio) -> list[dict[str, Any]]:
     schedules = Schedules(studio.store)
     firings = schedules.firings(limit=RECENT * 20)
-    return [
+    broken = [{"name": name, "broken": reason} for name, reason in schedules.unreadable().items()]
+    return broken + [
         {
             "name": each.schedule.name,
             "when": told(each.schedule.trigger),

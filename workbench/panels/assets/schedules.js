@@ -2,7 +2,7 @@
 window.workbench.schedules = ({ page, keyed, button, values, known, view }) => {
   const wb = window.workbench, { make, setText, setAttr, show } = wb, { slot } = page;
   const SIGNS = { begun: "✓", skipped: "–", failed: "✕" };
-  let changing = "", filled = "", planned = [];
+  let changing = "", filled = "";
 
   const trigger = () => {
     const kind = slot("trigger").value;
@@ -50,14 +50,24 @@ window.workbench.schedules = ({ page, keyed, button, values, known, view }) => {
 
   const say = (reply, text, undo) => { reply.errors ? wb.toast(reply.errors.join(" ")) : wb.toast(text, undo); page.forget("schedules"); };
   const card = () => make("section", "wb-card ex-schedule");
+  const remove = (each) => {
+    const back = async () => say(await page.ask("restore", { name: each.name }), `${each.name} is back`);
+    return button("Remove", async () => say(await page.ask("remove", { name: each.name }), `${each.name} was removed`, each.broken ? null : back));
+  };
   const draw = (node, each) => {
+    if (each.broken) {
+      const head = make("div", "wb-head"), acts = make("div", "wb-row");
+      acts.append(remove(each));
+      head.append(make("h2", "", each.name), acts);
+      return node.replaceChildren(head, make("p", "ex-error", each.broken));
+    }
     const top = make("div", "wb-head"), acts = make("div", "wb-row"), about = make("p", "wb-note"), past = make("div", "ex-past");
     const state = each.paused ? `paused: ${each.paused}` : each.next === null ? "over: it has no time left" : `next ${wb.when(each.next)}`;
     top.append(make("h2", "", each.name), acts);
     acts.append(button("Run now", async () => say(await page.ask("once", { name: each.name }), `${each.name}: queued`)),
       button(each.paused ? "Resume" : "Pause", async () => say(await page.ask("pause", { name: each.name, go: Boolean(each.paused) }), each.paused ? `${each.name} goes on` : `${each.name} is paused`)),
       ...(each.settings.work.kind === "notebook" ? [button("Change", () => change(each))] : []),
-      button("Remove", async () => say(await page.ask("remove", { name: each.name }), `${each.name} was removed`, async () => say(await page.ask("restore", { name: each.name }), `${each.name} is back`))));
+      remove(each));
     about.append(`${each.what} · ${each.when} (${each.zone}) · `, make("b", each.paused ? "ex-paused" : "", state), each.budget ? ` · ${wb.number(each.hours)} of ${each.budget} hours spent` : "");
     past.append(...each.firings.map((firing) => {
       const text = `${SIGNS[firing.state]} ${wb.when(firing.due)}${firing.missed ? `, for ${firing.missed} missed` : ""}`;
@@ -70,7 +80,6 @@ window.workbench.schedules = ({ page, keyed, button, values, known, view }) => {
     node.replaceChildren(top, about, past, ...(trouble ? [make("small", "ex-error", `${wb.when(trouble.due)}: ${trouble.reason}`)] : []));
   };
   const list = (schedules) => {
-    planned = schedules;
     const box = slot("schedules");
     let none = box.querySelector(".ex-none"), lines = box.querySelector(".ex-lines");
     if (!lines) {
