@@ -1,8 +1,6 @@
 """FLUX through the whole workbench, on random weights that diffusers saved: its own pipeline is what we compare with."""
 
-import json
 import math
-import shutil
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -10,27 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_flux import PROMPTS, SIDE, TINY, drawn, model, noise, pipeline, tiny_run
-from torch import Tensor
-from toy_training import assert_same_state, plain, told
+from tiny_family import PROMPTS, SIDE, TINY, noise, sampled
+from tiny_flux import FLUX, drawn, pipeline
 
 from workbench.config import configure
-from workbench.evaluate import generate, load_policy, stream_images
-from workbench.events import CheckpointReady, Evaluated, IterationDone, PreflightDone
-from workbench.export import write_weights
 from workbench.flow import time_grid
-from workbench.learner import Learner
 from workbench.models.diffusers_folder import pipeline_folder
-from workbench.models.flux import FluxModel, Prompts, pack, unpack
+from workbench.models.flux import FluxModel, pack, unpack
+from workbench.models.pipeline import Prompts
 from workbench.models.policy import Policy
-from workbench.models.tiny import TOKENS, tiny_flux
-from workbench.rollout import drain
+from workbench.models.tiny import TOKENS
+from workbench.models.tiny.flux import tiny_flux
 from workbench.samplers import SAMPLERS
-from workbench.store import Store
-from workbench.train import make_accelerator, train
 
 CPU = torch.device("cpu")
-PLAIN: dict[str, Any] = {"rewards": [{"reward": {"name": "jpeg_size", "wanted": "small"}, "weight": 1.0}]}
+model, tiny_run = FLUX.model, FLUX.run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,14 +45,6 @@ def schnell(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Not told any, and other weights."""
     return tiny_flux(tmp_path_factory.mktemp("models") / "schnell", guidance=False, seed=1)
 
-
-def sampled(generator: Any, latents: Tensor, times: tuple[float, ...], prompts: tuple[str, ...] = PROMPTS) -> Tensor:
-    """Images by deterministic composition from latents that are given."""
-    flow_map = generator.bind(generator.embed(prompts))
-    with torch.no_grad():
-        for t, s in pairwise(times):
-            latents = SAMPLERS["ode"]().step(flow_map, latents, t, s).mean
-        return generator.decode(latents)
 
 
 # What diffusers draws, we draw
@@ -113,7 +97,7 @@ def test_encoding_is_the_autoencoders_and_decoding_in_slices_is_decoding(dev: Pa
         assert latents.shape == (3, *whole.latent_shape)
         together = whole.decode(latents)
         assert torch.allclose(together, sliced.decode(latents), atol=1e-6)
-        monkeypatch.setattr("workbench.models.flux._CELLS", 2 * 64)  # two pictures at a time
+        monkeypatch.setattr("workbench.models.pipeline._PIXELS", 2 * SIDE**2)  # two pictures at a time
         assert torch.allclose(together, whole.decode(latents), atol=1e-6)
     assert sliced.vae.use_slicing
     assert not whole.vae.use_slicing
@@ -156,7 +140,7 @@ def test_flow_sde_is_the_published_formula_step_by_step(dev: Path) -> None:
 def test_prompts_are_encoded_once_and_the_encoders_do_not_come_back(dev: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
     prompts = model(dev).load(CPU).embed(PROMPTS)
-    hidden, pooled = prompts.tensors()
+    hidden, pooled = prompts.tensors().values()
     theirs = pipeline(dev).encode_prompt(list(PROMPTS), max_sequence_length=TOKENS)
     assert torch.allclose(hidden, theirs[0], atol=1e-6)
     assert torch.allclose(pooled, theirs[1], atol=1e-6)
@@ -165,7 +149,7 @@ def test_prompts_are_encoded_once_and_the_encoders_do_not_come_back(dev: Path, t
     assert all(file.suffix == ".safetensors" for file in files)
     monkeypatch.setattr("diffusers.FluxPipeline.from_pretrained", lambda *_, **__: pytest.fail("the encoders came back"))
     again = model(dev).load(CPU).embed(PROMPTS[::-1]).tensors()  # another generator: from the disk
-    assert torch.equal(again[0].flip(0), hidden)
+    assert torch.equal(again["hidden"].flip(0), hidden)
     shown = [file.stat().st_mtime_ns for file in files]
     assert shown == [file.stat().st_mtime_ns for file in sorted(tmp_path.rglob("*.*"))]
 
@@ -181,7 +165,7 @@ def test_prompts_are_indexed_as_tensors_are(dev: Path) -> None:
     for rows in (torch.tensor([2, 0, 2]), slice(1, 3), torch.tensor([True, False, True])):
         chosen = prompts[rows]
         assert isinstance(chosen, Prompts)
-        assert torch.equal(chosen.tensors()[0], prompts.tensors()[0][rows])
+        assert torch.equal(chosen.tensors()["hidden"], prompts.tensors()["hidden"][rows])
 
 
 def test_a_damaged_embedding_is_named(dev: Path, tmp_path: Path, monkeypatch) -> None:
@@ -197,14 +181,6 @@ def test_a_damaged_embedding_is_named(dev: Path, tmp_path: Path, monkeypatch) ->
 # Training
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_the_reference_is_the_base_and_the_first_ratio_is_exactly_one(dev: Path, precision: str) -> None:
-    run = tiny_run(dev, compute__precision=precision, rollout__mode="all", compute__train_batch=3)
-    (checks,) = (event.checks for event in train(run) if isinstance(event, PreflightDone))
-    ratio = next(check for check in checks if check.name == "ratio")
-    assert ratio.level == "green"
-    assert ratio.value == 0.0
-
 
 def test_a_base_in_half_precision_is_trained_by_adapters_in_single(dev: Path) -> None:
     policy = Policy(model(dev, dtype="bf16", gradient_checkpointing=True), CPU, adapter="lora", rank=2)
@@ -219,94 +195,11 @@ def test_a_base_in_half_precision_is_trained_by_adapters_in_single(dev: Path) ->
     assert sum(float(p.grad.abs().sum()) > 0 for p in policy.parameters.values()) >= 11
 
 
-def test_checkpointed_activations_change_no_gradient(dev: Path) -> None:
-    gradients = []
-    for checkpointed in (False, True):
-        policy = Policy(model(dev, gradient_checkpointing=checkpointed), CPU, adapter="lora", rank=2)
-        flow_map = policy.generator.bind(policy.generator.embed(PROMPTS))
-        flow_map.velocity(noise((4, 8, 8)), 0.5).square().mean().backward()
-        gradients.append([p.grad for p in policy.parameters.values()])
-    assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(*gradients, strict=True))
 
 
-def test_twenty_iterations_make_pictures_that_take_fewer_bytes(dev: Path) -> None:
-    run = tiny_run(
-        dev, **PLAIN, iterations=20, model__resolution=32, rollout__mode="branch", grpo__groups=4, grpo__group_size=8,
-        optimizer__learning_rate=4e-2, optimizer__ema_decay=0.5, adapter__rank=8, adapter__alpha=16, evaluation__every=20,
-        evaluation__final_images=16,
-    )  # fmt: skip
-    events = told(train(run))
-    rewards = [event.metrics["reward"] for event in events if isinstance(event, IterationDone)]
-    spread = next(event.metrics["reward_std"] for event in events if isinstance(event, IterationDone))
-    assert sum(rewards[-5:]) / 5 - sum(rewards[:5]) / 5 > 4 * spread
-    before, after = (event.measures[4]["jpeg_size"] for event in events if isinstance(event, Evaluated))
-    assert after.low > before.high
 
 
-@pytest.mark.parametrize(("kl_weight", "references"), [(0.0, 0), (0.01, 3)])
-def test_an_iteration_asks_the_network_no_oftener_than_it_must(dev: Path, kl_weight: float, references: int) -> None:
-    """Four steps, three of them stochastic: each drawn once, and once more with a gradient; the reference only for a KL."""
-    config = tiny_run(dev, rollout__mode="all", iterations=1, objective__kl_weight=kl_weight, model__gradient_checkpointing=False)
-    learner = Learner(config, make_accelerator(config))
-    passes: list[bool] = []
-    learner.policy.generator.network.get_base_model().register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))
-    for event in train(config, learner=learner):
-        if isinstance(event, CheckpointReady) and event.iteration == 0:
-            passes.clear()
-        if isinstance(event, IterationDone):
-            break
-    assert (passes.count(False), passes.count(True)) == (4 + references, 3)
 
-
-def test_a_run_that_goes_on_is_the_run_that_never_stopped(dev: Path) -> None:
-    run = tiny_run(dev)
-    events = told(train(run))
-    checkpoints = [event for event in events if isinstance(event, CheckpointReady)]
-    (middle,) = (event for event in checkpoints if event.iteration == 2)
-    again = told(train(run, resume=middle))
-    assert_same_state(checkpoints[-1], next(e for e in reversed(again) if isinstance(e, CheckpointReady)))
-    late = [plain(event) for event in events if isinstance(event, IterationDone) and event.iteration > 2]
-    assert late == [plain(event) for event in again if isinstance(event, IterationDone)]
-
-
-def test_what_was_learned_is_loaded_by_diffusers_and_draws_the_same(dev: Path, store: Store) -> None:
-    config = tiny_run(dev, iterations=2, adapter__alpha=6)  # a scale that is no power of two
-    run = store.create("train", config.model_dump(mode="json"), title=config.title, origin="test", command="")
-    for event in train(config):
-        store.record(run, event)
-    path = write_weights(store, run)
-    policy = load_policy(config, store.load_checkpoint(run))
-    x = noise(policy.generator.latent_shape)
-    pipe = pipeline(dev)
-    base = drawn(pipe, list(PROMPTS), x, 4, 3.5)
-    pipe.load_lora_weights(path)
-    theirs = drawn(pipe, list(PROMPTS), x, 4, 3.5)
-    ours = sampled(policy.generator, x, tuple(pipe.scheduler.sigmas.tolist()))
-    assert (ours - theirs).abs().max() <= 1e-4
-    assert (base - theirs).abs().max() > 1e-3
-
-
-def test_all_weights_take_the_place_of_the_components_file(dev: Path, store: Store, tmp_path: Path) -> None:
-    config = tiny_run(dev, iterations=1, adapter__kind="full")
-    run = store.create("train", config.model_dump(mode="json"), title=config.title, origin="test", command="")
-    for event in train(config):
-        store.record(run, event)
-    tuned = shutil.copytree(dev, tmp_path / "tuned")
-    shutil.copy(write_weights(store, run), tuned / "transformer" / "diffusion_pytorch_model.safetensors")
-    policy = load_policy(config, store.load_checkpoint(run))
-    x, times = noise(policy.generator.latent_shape), time_grid(2, 1.9)
-    again = sampled(model(tuned).load(CPU), x, times)
-    assert torch.equal(again, sampled(policy.generator, x, times))
-    assert not torch.equal(again, sampled(model(dev).load(CPU), x, times))
-
-
-def test_images_depend_on_their_seed_and_the_page_draws_what_training_evaluates(dev: Path) -> None:
-    policy = load_policy(tiny_run(dev))
-    times = time_grid(2, 1.9)
-    many = generate(policy, PROMPTS, (5, 6, 7), times=times)
-    one = drain(stream_images(policy.generator, PROMPTS[1:2], (6,), times=times))
-    assert many.shape == (3, 3, SIDE, SIDE)
-    assert torch.allclose(many[1:2], one, atol=1e-5)
 
 
 # Bad input
@@ -349,35 +242,7 @@ def test_a_gated_or_unknown_model_says_what_to_do(failure: str, words: str, monk
         FluxModel(source="some/model").load(CPU)
 
 
-def test_another_pipeline_is_named(dev: Path, tmp_path: Path) -> None:
-    other = shutil.copytree(dev, tmp_path / "other")
-    head = json.loads((other / "model_index.json").read_text())
-    (other / "model_index.json").write_text(json.dumps(head | {"_class_name": "StableDiffusion3Pipeline"}))
-    with pytest.raises(ValueError, match=r"other holds a StableDiffusion3Pipeline, and this model loads a FluxPipeline"):
-        model(other).load(CPU)
 
-
-@pytest.mark.parametrize("damage", ["no folder", "no weights", "cut short", "no head"])
-def test_a_damaged_folder_is_named_in_one_line(dev: Path, tmp_path: Path, damage: str) -> None:
-    broken = shutil.copytree(dev, tmp_path / "broken")
-    weights = broken / "transformer" / "diffusion_pytorch_model.safetensors"
-    if damage == "no folder":
-        shutil.rmtree(broken / "text_encoder_2")
-    elif damage == "no weights":
-        weights.unlink()
-    elif damage == "cut short":
-        weights.write_bytes(weights.read_bytes()[:5000])
-    else:
-        (broken / "model_index.json").write_text("{")
-    with pytest.raises(ValueError, match=r"broken.* fetch it again") as caught:
-        model(broken).load(CPU)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_prompt_longer_than_the_encoder_is_refused_before_anything_is_drawn(dev: Path) -> None:
-    long = "a very long prompt " * 5
-    with pytest.raises(ValueError, match=r"prompt 'a very long.* has \d+ tokens, and model\.max_tokens = 64 are read; short"):
-        next(train(tiny_run(dev, task__lines=[long, "a fox"])))
 
 
 def test_a_size_that_does_not_divide_is_refused(dev: Path) -> None:

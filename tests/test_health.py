@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from workbench.config import PRESETS, EvalReward
+from workbench.config import PRESETS
 from workbench.figures import FIGURES
 from workbench.health import Verdict, held_out_reward, judges, statistics, verdicts
 from workbench.history import History, Recorded
 from workbench.rewards import REWARDS
+from workbench.settings import EvalReward
 
 CONFIG: dict[str, Any] = {
     "rewards": [{"reward": {"name": "charm"}, "weight": 1.0}, {"reward": {"name": "muted"}, "weight": 0.0}],

@@ -11,13 +11,14 @@ from pydantic import Field
 from torch import Tensor
 from toy_training import Redness, ToyModel, assert_same_state, keep, kinds, plain, told, toy
 
-from workbench.config import RunConfig, WeightedReward
+from workbench.config import RunConfig
 from workbench.events import CheckpointReady, Event, GroupsScored, IterationDone
 from workbench.grpo import gdpo_advantages, group_advantages
 from workbench.learner import Learner
 from workbench.lesson import Lesson
 from workbench.objectives.grpo import GRPOObjective
 from workbench.rollout import Rollout, drain, sample_rollout
+from workbench.settings import WeightedReward
 from workbench.train import train
 from workbench.update import update_policy
 

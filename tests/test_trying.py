@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from toy_run import toy_config, toy_events, toy_images
 
-from workbench.config import GRPOConfig, configure
+from workbench.config import configure
 from workbench.contracts import Reward, RewardFunction
 from workbench.events import CheckpointReady, Progress
 from workbench.galleries import Galleries
@@ -16,6 +16,7 @@ from workbench.grpo import gdpo_advantages, group_advantages
 from workbench.policies import Policies
 from workbench.rewards.shapes_dense import ShapesDense
 from workbench.rewards.shapes_exact import ShapesExact
+from workbench.settings import GRPOConfig
 from workbench.store import Store
 from workbench.trying import Collection, CollectRequest, collect, combine, correlation, examine, ranks, summarise
 

@@ -1,51 +1,16 @@
-"""A random FLUX on disk for tests, runs of it that take seconds, and diffusers' own pipeline over the same folder."""
+"""A random FLUX on disk for tests, and diffusers' own pipeline over the same folder."""
 
 from pathlib import Path
-from typing import Any
 
-import torch
 from diffusers import FluxPipeline
+from tiny_family import SIDE, Family
 from torch import Tensor
 
-from workbench.config import RunConfig, configure
-from workbench.models.flux import FluxModel, pack
+from workbench.models.flux import pack
 from workbench.models.tiny import TOKENS
+from workbench.models.tiny.flux import tiny_flux
 
-PROMPTS = ("a red fox", "two boats at sunrise", "an old lighthouse")
-SIDE = 16  # pixels
-
-TINY: dict[str, Any] = {
-    "model.resolution": SIDE,
-    "model.max_tokens": TOKENS,
-    "model.dtype": "fp32",
-    "iterations": 4,
-    "sampler.noise": 0.7,
-    "rollout.steps": 4,
-    "grpo.groups": 2,
-    "grpo.group_size": 4,
-    "adapter.rank": 4,
-    "adapter.alpha": 8,
-    "optimizer.learning_rate": 1e-2,
-    "evaluation.every": 2,
-    "evaluation.images": 8,
-    "evaluation.final_images": 8,
-    "evaluation.sampling_steps": 4,
-    "evaluation.steps": [4],
-    "record.checkpoint_every": 2,
-    "compute.precision": "no",
-    "compute.sample_batch": 64,
-    "compute.train_batch": 64,
-    "guard.collapse": 0,
-}
-
-
-def tiny_run(folder: Path, **changes: Any) -> RunConfig:
-    """A run of the random FLUX in a folder; `a__b=1` sets a.b."""
-    return configure("flux", TINY | {"model.source": str(folder)} | {key.replace("__", "."): v for key, v in changes.items()})
-
-
-def model(folder: Path, **changes: Any) -> FluxModel:
-    return FluxModel(**{"source": str(folder), "resolution": SIDE, "max_tokens": TOKENS, "dtype": "fp32"} | changes)
+GUIDANCE = 3.5
 
 
 def pipeline(folder: Path) -> FluxPipeline:
@@ -69,5 +34,19 @@ def drawn(pipe: FluxPipeline, prompts: list[str], latents: Tensor, steps: int, g
     ).images
 
 
-def noise(shape: tuple[int, ...], count: int = 3, seed: int = 0) -> Tensor:
-    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
+def _drawn(folder: Path, prompts: list[str], latents: Tensor, steps: int, lora: Path | None) -> tuple[Tensor, tuple[float, ...]]:
+    pipe = pipeline(folder)
+    if lora is not None:
+        pipe.load_lora_weights(lora)
+    images = drawn(pipe, prompts, latents, steps, GUIDANCE)
+    return images, tuple(pipe.scheduler.sigmas.tolist())
+
+
+FLUX = Family(
+    name="flux",
+    preset="flux",
+    make=tiny_flux,
+    drawn=_drawn,
+    settings={"guidance": GUIDANCE},
+    learning={"rewards": [{"reward": {"name": "jpeg_size", "wanted": "small"}, "weight": 1.0}]},
+)

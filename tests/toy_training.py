@@ -6,10 +6,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from workbench.config import EvalReward, RunConfig, WeightedReward, configure
+from workbench.config import RunConfig, configure
 from workbench.contracts import FlowMapKind, Model, Reward, RewardFunction
 from workbench.events import CheckpointReady, Evaluated, Event, GroupsScored, IterationDone, Progress, Sampled
 from workbench.exact_json import from_json, to_json
+from workbench.settings import EvalReward, WeightedReward
 
 SMALL: dict[str, Any] = {
     "iterations": 4,

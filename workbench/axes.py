@@ -9,9 +9,10 @@ from typing import Any
 
 from pydantic import Field
 
-from workbench.config import Settings, validated
+from workbench.config import validated
 from workbench.samplers import SAMPLERS
 from workbench.sampling import DrawRequest
+from workbench.settings import Settings
 
 MOST_CELLS = 256
 """Most cells of a grid: as many as a person can look at, and drawn within seconds by a small model."""

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from workbench.config import TITLE_LENGTH, RunConfig, change
+from workbench.config import RunConfig, change
 from workbench.events import CheckpointReady
+from workbench.settings import TITLE_LENGTH
 
 
 def branched_config(config: RunConfig, iteration: int, changes: Mapping[str, Any]) -> RunConfig:

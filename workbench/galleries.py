@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from workbench.config import RunConfig, Settings, parse_config
+from workbench.config import RunConfig, parse_config
 from workbench.newest import newest
 from workbench.pictures import read_sprite
 from workbench.policies import Policies
 from workbench.records import Run
 from workbench.sampling import LARGEST_SEED
+from workbench.settings import Settings
 from workbench.store import Store
 
 if TYPE_CHECKING:

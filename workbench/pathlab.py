@@ -14,7 +14,6 @@ from pydantic import Field, model_validator
 from scipy.special import ndtr
 from torch import Tensor
 
-from workbench.config import Settings
 from workbench.contracts import FlowMapKind, Sampler
 from workbench.energy import EnergyReference, holm
 from workbench.flow import GridKind, seed_stream, time_grid
@@ -22,6 +21,7 @@ from workbench.lab import GaussianMixture, Rings, double_ring, exact_flow_map, o
 from workbench.planning import StepNoise, kernel_noise
 from workbench.samplers import SAMPLERS
 from workbench.sampling import LARGEST_SEED, AnySampler
+from workbench.settings import Settings
 
 VIEW = 4.0
 """Half the side of the square that is looked at, in data units."""

@@ -17,7 +17,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from workbench.config import Settings
 from workbench.contracts import FlowMap, FlowMapKind, Generator, Model
 from workbench.flow import seed_stream, seeded_noise, seeded_uniform, time_grid
 from workbench.grpo import constant_groups, group_advantages
@@ -33,6 +32,7 @@ from workbench.rollout import Plan, drain, sample_rollout
 from workbench.samplers.asfmc import AnchoredSampler
 from workbench.samplers.ode import deterministic_step
 from workbench.sampling import LARGEST_SEED
+from workbench.settings import Settings
 from workbench.update import update_policy
 
 KEPT = 8

@@ -9,12 +9,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from workbench.config import Settings
 from workbench.events import CheckpointReady, Controls, Event, Finished, IterationDone, Progress, Started
 from workbench.flow import seed_stream
 from workbench.optim import load_optimizer_tensors, optimizer_tensors, set_learning_rate
 from workbench.rewards.preference import PreferenceScorer, bradley_terry
 from workbench.rewards.preference_rule import taste
+from workbench.settings import Settings
 from workbench.tasks.glyphs_scenes import coverage, render, sample_scenes
 from workbench.tasks.glyphs_words import WORDS
 

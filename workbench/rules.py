@@ -12,7 +12,7 @@ from workbench.rollout import children_of_a_tree
 from workbench.samplers import SAMPLERS
 
 if TYPE_CHECKING:
-    from workbench.config import RunConfig
+    from workbench.settings import RunConfig
 
 
 def check_domain(config: "RunConfig") -> None:

@@ -9,11 +9,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from workbench.config import Settings, validated
+from workbench.config import validated
 from workbench.contracts import FlowMap, FlowMapKind, Generator, Sampler, Time
 from workbench.evaluate import deployed_sampler, image_noise
 from workbench.flow import Gaussian, seed_stream, seeded_noise
 from workbench.samplers import SAMPLERS
+from workbench.settings import Settings
 
 BATCH = 512
 """Most images of one forward pass."""

@@ -13,8 +13,8 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from workbench.config import WeightedReward
 from workbench.contracts import Reward, RewardFailed, RewardFunction
+from workbench.settings import WeightedReward
 
 PORTION = 32
 """Images that a judge in the background scores at a time: as long as closing may have to wait."""

@@ -12,7 +12,6 @@ from pydantic import Field
 from scipy import ndimage, stats
 from torch import Tensor
 
-from workbench.config import GRPOConfig, Settings, WeightedReward
 from workbench.contracts import Reward
 from workbench.evaluate import to_uint8
 from workbench.galleries import Galleries, Gallery, Sample, config_of
@@ -21,6 +20,7 @@ from workbench.pictures import read_sprite
 from workbench.recipes import RECIPES
 from workbench.records import Run
 from workbench.sampling import LARGEST_SEED
+from workbench.settings import GRPOConfig, Settings, WeightedReward
 from workbench.store import Store
 
 MOST = 512

@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from workbench.config import Settings, validated
+from workbench.config import validated
 from workbench.experiments.executors import LOG, Executor, Local, additions, command, last_words, said
 from workbench.experiments.queue import Queue
+from workbench.settings import Settings
 from workbench.store import Store
 
 _WITH_SLURM = ("READY", "PENDING", "REQUEUED", "CONFIGURING", "RUNNING")

@@ -17,7 +17,7 @@ from pydantic import Field, field_validator, model_validator
 from sqlalchemy import ColumnElement, Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from workbench.config import Settings, validated
+from workbench.config import validated
 from workbench.exact_json import from_json, to_json
 from workbench.experiments.durations import seconds_at_work
 from workbench.experiments.space import SweepSettings, check_sweep
@@ -25,6 +25,7 @@ from workbench.experiments.sweeps import begin_sweep
 from workbench.experiments.triggers import At, Trigger, check_timezone, seconds_of, times
 from workbench.experiments.work import Work, checked, submit
 from workbench.records import DRIVEN, read_run
+from workbench.settings import Settings
 from workbench.store import Store, StoreError
 from workbench.tables import FIRINGS, RUNS, SCHEDULES
 

@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
-from workbench.config import Settings, configure, validated
+from workbench.config import configure, validated
 from workbench.exact_json import to_json
 from workbench.experiments.queue import LANE
 from workbench.experiments.work import Work, checked
+from workbench.settings import Settings
 
 MOST_POINTS = 1000
 

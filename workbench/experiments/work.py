@@ -6,8 +6,9 @@ from typing import Any, Literal
 from pydantic import Field
 from sqlalchemy import Connection
 
-from workbench.config import Settings, parse_config
+from workbench.config import parse_config
 from workbench.experiments.queue import LANE, Entry, enqueue
+from workbench.settings import Settings
 from workbench.store import Store
 
 Kind = Literal["train", "pretrain", "notebook"]

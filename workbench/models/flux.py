@@ -3,29 +3,19 @@
 The only place that knows of FLUX's packed latents, timesteps, guidance and text encoders.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from workbench.contracts import FlowMapKind, Model
-from workbench.models.diffusers_folder import cached_folder, fingerprint, loading, pipeline_folder, quietly
+from workbench.contracts import FlowMapKind
 from workbench.models.embedded import NetworkFlowMap
-from workbench.prompt_cache import PromptCache
-
-PIPELINE = "FluxPipeline"
-ENCODERS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
-PARTS = ("transformer", "vae", *ENCODERS)
+from workbench.models.pipeline import PipelineModel
 
 TOKENS = 512
 """Most tokens of a prompt that FLUX was trained to read."""
-
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-_PROMPTS = 16  # that the encoders read at a time
-_CELLS = 2**15  # of latents that are decoded at a time: 8 pictures of 512 pixels
 
 
 def pack(latents: Tensor) -> Tensor:
@@ -83,164 +73,44 @@ def _places(rows: int, columns: int) -> Tensor:
     return place.flatten(0, 1)
 
 
-class Encoders:
-    """FLUX's two text encoders, which are in memory only while prompts are read that no run has had before."""
-
-    def __init__(self, folder: Path, dtype: Literal["bf16", "fp16", "fp32"], tokens: int, device: torch.device) -> None:
-        self.folder, self.dtype, self.tokens, self.device = folder, dtype, tokens, device
-        self.cache = PromptCache(f"flux {fingerprint(folder, ENCODERS)} {dtype} {tokens}", str(device))
-
-    @torch.no_grad()
-    def read(self, prompts: Sequence[str]) -> None:
-        """See to it that the embeddings of these prompts are known.
-
-        Raises: ValueError: if a prompt is longer than the encoder reads, or the encoders cannot be loaded.
-        """
-        missing = self.cache.missing(prompts)
-        if not missing:
-            return
-        with loading(self.folder):
-            from diffusers import FluxPipeline
-
-            pipeline: Any = FluxPipeline.from_pretrained(
-                self.folder, transformer=None, vae=None, dtype=_DTYPES[self.dtype], use_safetensors=True
-            )
-        with quietly():  # CLIP reads only the first 77 tokens, as it was when FLUX was trained
-            self._check(pipeline, missing)
-            pipeline.to(self.device)
-            for start in range(0, len(missing), _PROMPTS):
-                portion = missing[start : start + _PROMPTS]
-                hidden, pooled, _ = pipeline.encode_prompt(portion, max_sequence_length=self.tokens, device=self.device)
-                for prompt, one, whole in zip(portion, hidden, pooled, strict=True):
-                    self.cache.write(prompt, {"hidden": one, "pooled": whole})
-        del pipeline
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def _check(self, pipeline: Any, prompts: Sequence[str]) -> None:
-        for prompt, ids in zip(prompts, pipeline.tokenizer_2(list(prompts)).input_ids, strict=True):
-            if len(ids) > self.tokens:
-                remedy = "shorten it" if self.tokens == TOKENS else f"shorten it, or raise model.max_tokens to at most {TOKENS}"
-                raise ValueError(
-                    f"prompt {prompt[:80]!r} has {len(ids)} tokens, and model.max_tokens = {self.tokens} are read; {remedy}"
-                )
-
-
-class Prompts:
-    """Prompts whose embeddings are known; they come into memory when a map is bound to them, row by row."""
-
-    def __init__(self, texts: Sequence[str], encoders: Encoders) -> None:
-        self.texts, self.encoders = tuple(texts), encoders
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def __getitem__(self, rows: Tensor | slice) -> "Prompts":
-        chosen = torch.arange(len(self.texts))[rows.cpu() if isinstance(rows, Tensor) else rows]
-        return Prompts([self.texts[row] for row in chosen.tolist()], self.encoders)
-
-    def tensors(self) -> tuple[Tensor, Tensor]:
-        """The T5 embeddings [N, tokens, width] and the CLIP embeddings [N, width]."""
-        found = [self.encoders.cache.read(text) for text in self.texts]
-        return torch.stack([each["hidden"] for each in found]), torch.stack([each["pooled"] for each in found])
-
-
-class FluxGenerator:
-    """A FLUX transformer, its autoencoder and what its text encoders said, in the coordinates of `workbench.flow`."""
-
-    kind: FlowMapKind = "velocity"
-
-    def __init__(
-        self, transformer: Any, vae: Any, encoders: Encoders, latent_shape: tuple[int, ...], guidance: float, device: torch.device
-    ) -> None:
-        self.network: nn.Module = transformer.to(device)
-        self.vae = vae.to(device).requires_grad_(False).eval()
-        self.encoders = encoders
-        self.latent_shape = latent_shape
-        self.guidance = guidance if transformer.config.guidance_embeds else None
-        self.device = device
-
-    def embed(self, prompts: Sequence[str]) -> Prompts:
-        self.encoders.read(prompts)
-        return Prompts(prompts, self.encoders)
-
-    def bind(self, embeddings: Prompts) -> FluxMap:
-        return FluxMap(self.network, *embeddings.tensors(), self.guidance, self.kind)
-
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        pixels = (2 * images - 1).to(self.device, self.vae.dtype)
-        latents = self.vae.encode(pixels).latent_dist.mean.float()
-        return (latents - self.vae.config.shift_factor) * self.vae.config.scaling_factor
-
-    def decode(self, latents: Tensor) -> Tensor:
-        latents = (latents.float() / self.vae.config.scaling_factor + self.vae.config.shift_factor).to(self.vae.dtype)
-        portions = latents.split(max(1, _CELLS // latents[0, 0].numel()))
-        pixels = torch.cat([self.vae.decode(portion, return_dict=False)[0].float() for portion in portions])
-        return (pixels / 2 + 0.5).clamp(0, 1)
-
-
-class FluxModel(Model):
+class FluxModel(PipelineModel):
     """FLUX.1, a text-to-image velocity field, as diffusers keeps it: dev, schnell, Krea, lite, or any of their shape."""
 
     name: Literal["flux"] = "flux"
     source: str = Field(
         "black-forest-labs/FLUX.1-dev", description="folder of a FluxPipeline, or its id on the hub, fetched at first use"
     )
-    resolution: int = Field(512, ge=8, le=2048, multiple_of=2, description="side of a picture, pixels; a multiple of 16")
     guidance: float = Field(
         3.5, ge=0, le=30, description="guidance that a distilled model is told, the same in training and use; schnell has none"
     )
     max_tokens: int = Field(
         TOKENS, ge=8, le=TOKENS, description="tokens of a prompt that are read; a prompt's file in the cache takes 8 kB for each"
     )
-    dtype: Literal["bf16", "fp16", "fp32"] = Field("bf16", description="numbers of the base; adapters are float32 in any case")
-    gradient_checkpointing: bool = Field(
-        True, description="work activations out again in the backward pass: a third slower, a fraction of the memory"
-    )
-    vae_slicing: bool = Field(False, description="decode pictures one at a time, for less memory")
-    offline: bool = Field(False, description="take only what is on this machine, never ask the hub")
 
     kind: ClassVar[FlowMapKind] = "velocity"
     adapter_targets: ClassVar[tuple[str, ...]] = (
         *("to_q", "to_k", "to_v", "to_out.0"),  # of the pictures' attention
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),  # of the texts'
     )
-    component: ClassVar[str] = "transformer"
+    pipeline = "FluxPipeline"
+    encoders = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
-    def weight_files(self) -> tuple[Path, ...]:
-        """What is on this machine of the weights that it loads."""
-        folder = cached_folder(self.source)
-        return () if folder is None else tuple(sorted(path for part in PARTS for path in (folder / part).glob("*.safetensors")))
+    def lengths(self, pipeline: Any, prompts: Sequence[str]) -> Sequence[int]:
+        return [len(ids) for ids in pipeline.tokenizer_2(list(prompts)).input_ids]  # CLIP reads 77 of them, as in training
 
-    def load(self, device: torch.device) -> FluxGenerator:
-        """Raises:
-        ValueError: if the model is missing, gated, damaged, no FluxPipeline, or cannot draw pictures of this size.
-        ModuleNotFoundError: if diffusers is not installed, saying how to install it.
-        """
-        try:
-            import transformers  # noqa: F401  # diffusers comes without it, and without the text encoders then
-            from diffusers import AutoencoderKL, FluxTransformer2DModel
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                f"the model 'flux' needs {error.name}, which is not installed: pip install flow-map-workbench[models]",
-                name=error.name,
-            ) from error
-        folder = pipeline_folder(self.source, PIPELINE, PARTS, offline=self.offline)
-        settings = {"dtype": _DTYPES[self.dtype], "use_safetensors": True}
-        with loading(folder):
-            transformer = FluxTransformer2DModel.from_pretrained(folder, subfolder="transformer", **settings)
-            vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", **settings)
+    def read(self, pipeline: Any, prompts: Sequence[str], device: torch.device) -> Mapping[str, Tensor]:
+        hidden, pooled, _ = pipeline.encode_prompt(list(prompts), max_sequence_length=self.max_tokens, device=device)
+        return {"hidden": hidden, "pooled": pooled}
+
+    def flow_map(
+        self, network: nn.Module, config: Any, prompts: Mapping[str, Tensor], negative: Mapping[str, Tensor] | None
+    ) -> FluxMap:
+        told = self.guidance if config.guidance_embeds else None
+        return FluxMap(network, prompts["hidden"], prompts["pooled"], told, self.kind)
+
+    def latent_shape(self, transformer: Any, vae: Any) -> tuple[int, ...]:
         shrinks = 2 ** (len(vae.config.block_out_channels) - 1)
         if self.resolution % (2 * shrinks):
             raise ValueError(f"model.resolution = {self.resolution} is not a multiple of {2 * shrinks}, the pixels of one token")
-        if self.gradient_checkpointing:
-            transformer.enable_gradient_checkpointing()
-        if self.vae_slicing:
-            vae.enable_slicing()
         side = self.resolution // shrinks
-        shape = (transformer.config.in_channels // 4, side, side)
-        return FluxGenerator(
-            transformer, vae, Encoders(folder, self.dtype, self.max_tokens, device), shape, self.guidance, device
-        )
-
+        return (transformer.config.in_channels // 4, side, side)

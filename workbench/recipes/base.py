@@ -13,12 +13,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from workbench.config import Settings
 from workbench.contracts import Task
 from workbench.events import CheckpointReady
 from workbench.flow import seed_stream, seeded_noise
 from workbench.models.embedded import EmbeddedModel, load_weights, shipped_weights
 from workbench.recipes.stages import Autoencoder, FlowMatching, MeanFlow, Stage, StoredPaths
+from workbench.settings import Settings
 
 
 @dataclass(frozen=True)

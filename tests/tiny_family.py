@@ -1,0 +1,99 @@
+"""What the tests need to know of a family of pipelines, to put it through everything that every family has to pass."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench.config import configure
+from workbench.models import MODELS
+from workbench.models.pipeline import PipelineModel
+from workbench.models.tiny import TOKENS
+from workbench.samplers import SAMPLERS
+from workbench.settings import RunConfig
+
+CPU = torch.device("cpu")
+PROMPTS = ("a red fox", "two boats at sunrise", "an old lighthouse")
+SIDE = 16  # pixels
+
+TINY: dict[str, Any] = {
+    "model.resolution": SIDE,
+    "model.max_tokens": TOKENS,
+    "model.dtype": "fp32",
+    "iterations": 4,
+    "rewards": [{"reward": {"name": "jpeg_size"}, "weight": 1.0}],
+    "eval_rewards": [],
+    "task.name": "prompts",
+    "sampler.noise": 0.7,
+    "rollout.mode": "window",
+    "rollout.steps": 4,
+    "grpo.groups": 2,
+    "grpo.group_size": 4,
+    "grpo.epochs": 1,
+    "objective.kl_weight": 0,
+    "adapter.rank": 4,
+    "adapter.alpha": 8,
+    "optimizer.learning_rate": 1e-2,
+    "evaluation.every": 2,
+    "evaluation.images": 8,
+    "evaluation.final_images": 8,
+    "evaluation.sampling_steps": 4,
+    "evaluation.steps": [4],
+    "record.checkpoint_every": 2,
+    "compute.precision": "no",
+    "compute.sample_batch": 64,
+    "compute.train_batch": 64,
+    "guard.collapse": 0,
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of pipelines, with random weights.
+
+    Args:
+        name: of its model.
+        preset: of a run of it.
+        make: saves a random pipeline in a folder.
+        drawn: what diffusers draws: (folder, prompts, noise in our shape, steps, LoRA file or None) -> images [N, 3, H, W]
+            and the times that it went through, in ours.
+        settings: of its model, beside those of every tiny one.
+        changes: of its run, beside those of every tiny one.
+        learning: changes that make twenty iterations learn.
+    """
+
+    name: str
+    preset: str
+    make: Callable[[Path], Path]
+    drawn: Callable[[Path, list[str], Tensor, int, Path | None], tuple[Tensor, tuple[float, ...]]]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    learning: Mapping[str, Any] = field(default_factory=dict)
+
+    def model(self, folder: Path, **settings: Any) -> PipelineModel:
+        """The tiny model; it loads on `CPU`."""
+        plain = {"source": str(folder), "resolution": SIDE, "max_tokens": TOKENS, "dtype": "fp32"}
+        return MODELS[self.name](**plain | self.settings | settings)  # type: ignore[return-value]
+
+    def run(self, folder: Path, **changes: Any) -> RunConfig:
+        """A run of it that takes seconds; `a__b=1` sets a.b."""
+        own = {f"model.{name}": value for name, value in self.settings.items()} | dict(self.changes)
+        given = {key.replace("__", "."): value for key, value in changes.items()}
+        return configure(self.preset, TINY | own | {"model.source": str(folder)} | given)
+
+
+def sampled(generator: Any, latents: Tensor, times: tuple[float, ...], prompts: tuple[str, ...] = PROMPTS) -> Tensor:
+    """Images by deterministic composition from latents that are given."""
+    flow_map = generator.bind(generator.embed(prompts))
+    with torch.no_grad():
+        for t, s in pairwise(times):
+            latents = SAMPLERS["ode"]().step(flow_map, latents, t, s).mean
+        return generator.decode(latents)
+
+
+def noise(shape: tuple[int, ...], count: int = 3, seed: int = 0) -> Tensor:
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,236 @@
+"""What generators share that diffusers keeps as a pipeline: loading, prompts read once, batched decoding.
+
+A family of pipelines is one subclass of `PipelineModel`: how its encoders read a prompt, how its network is asked for a
+velocity, and what its latents look like. It alone knows of the family's timesteps, packing and guidance.
+"""
+
+import json
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from workbench.contracts import FlowMap, Model
+from workbench.models.diffusers_folder import HEAD, cached_folder, fingerprint, loading, pipeline_folder, quietly
+from workbench.prompt_cache import PromptCache
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+_PROMPTS = 16  # that the encoders read at a time
+_PIXELS = 8 * 512 * 512  # that are decoded at a time
+
+
+class PipelineModel(Model):
+    """A pipeline of diffusers, in a folder or on the hub; a subclass for each family."""
+
+    name: str = ""  # every one names itself
+    source: str = Field("", description="folder of a pipeline, or its id on the hub, fetched at first use")
+    resolution: int = Field(512, ge=8, le=2048, multiple_of=2, description="side of a picture, pixels; a multiple of 16")
+    guidance: float = Field(1.0, ge=0, le=30, description="guidance scale, the same in training and use")
+    max_tokens: int = Field(512, ge=8, le=512, description="tokens of a prompt that are read")
+    dtype: Literal["bf16", "fp16", "fp32"] = Field("bf16", description="numbers of the base; adapters are float32 in any case")
+    gradient_checkpointing: bool = Field(
+        True, description="work activations out again in the backward pass: a third slower, a fraction of the memory"
+    )
+    vae_slicing: bool = Field(False, description="decode pictures one at a time, for less memory")
+    offline: bool = Field(False, description="take only what is on this machine, never ask the hub")
+
+    component: ClassVar[str] = "transformer"
+    pipeline: ClassVar[str]  # class of diffusers that a folder has to hold
+    encoders: ClassVar[tuple[str, ...]]  # the parts that read prompts
+    example: ClassVar[str] = ""  # a model of the family on the hub
+
+    @property
+    def negative(self) -> str | None:
+        """The prompt that classifier-free guidance leads away from; None where a map needs none."""
+        return None
+
+    @abstractmethod
+    def lengths(self, pipeline: Any, prompts: Sequence[str]) -> Sequence[int]:
+        """Tokens of each prompt, as the encoder counts them that reads furthest."""
+
+    @abstractmethod
+    def read(self, pipeline: Any, prompts: Sequence[str], device: torch.device) -> Mapping[str, Tensor]:
+        """What the encoders make of prompts, by name; each [N, ...], as long for every prompt."""
+
+    @abstractmethod
+    def flow_map(
+        self, network: nn.Module, config: Any, prompts: Mapping[str, Tensor], negative: Mapping[str, Tensor] | None
+    ) -> FlowMap:
+        """The map conditioned on what `read` gave.
+
+        Args:
+            network: the transformer, perhaps with adapters on it.
+            config: the transformer's own settings.
+            prompts, negative: rows first; one row stands for all.
+        """
+
+    @abstractmethod
+    def latent_shape(self, transformer: Any, vae: Any) -> tuple[int, ...]:
+        """Of one picture, without the batch. Raises: ValueError: if `resolution` does not fit."""
+
+    def normalise(self, latents: Tensor, vae: Any) -> Tensor:
+        """The autoencoder's numbers -> latents of about unit variance."""
+        return (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+
+    def denormalise(self, latents: Tensor, vae: Any) -> Tensor:
+        """Inverse of `normalise`."""
+        return latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+
+    def load_transformer(self, folder: Path, settings: Mapping[str, Any]) -> Any:
+        """The network that is trained."""
+        return diffusers_class(folder, "transformer").from_pretrained(folder, subfolder="transformer", **settings)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The subfolders that are needed."""
+        return ("transformer", "vae", *self.encoders)
+
+    def weight_files(self) -> tuple[Path, ...]:
+        """What is on this machine of the weights that it loads."""
+        if (folder := cached_folder(self.source)) is None:
+            return ()
+        return tuple(sorted(path for part in self.parts for path in (folder / part).glob("*.safetensors")))
+
+    def load(self, device: torch.device) -> "PipelineGenerator":
+        """Raises:
+        ValueError: if the model is missing, gated, damaged, another pipeline, or cannot draw pictures of this size.
+        ModuleNotFoundError: if diffusers is not installed, saying how to install it.
+        """
+        try:
+            import diffusers  # noqa: F401
+            import transformers  # noqa: F401  # diffusers comes without it, and without the text encoders then
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"the model {self.name!r} needs {error.name}, which is not installed: pip install flow-map-workbench[models]",
+                name=error.name,
+            ) from error
+        folder = pipeline_folder(self.source, self.pipeline, self.parts, offline=self.offline)
+        settings = {"dtype": DTYPES[self.dtype], "use_safetensors": True}
+        with loading(folder):
+            transformer = self.load_transformer(folder, settings)
+            vae = diffusers_class(folder, "vae").from_pretrained(folder, subfolder="vae", **settings)
+        if self.gradient_checkpointing:
+            transformer.enable_gradient_checkpointing()
+        if self.vae_slicing:
+            vae.enable_slicing()
+        return PipelineGenerator(self, transformer, vae, Encoders(self, folder, device), device)
+
+
+class PipelineGenerator:
+    """A pipeline's transformer, its autoencoder and what its text encoders said, in the coordinates of `workbench.flow`."""
+
+    def __init__(self, model: PipelineModel, transformer: Any, vae: Any, encoders: "Encoders", device: torch.device) -> None:
+        self.model, self.encoders, self.device = model, encoders, device
+        self.kind = model.kind
+        self.latent_shape = model.latent_shape(transformer, vae)
+        self.config = transformer.config
+        self.network: nn.Module = transformer.to(device)
+        self.vae = vae.to(device).requires_grad_(False).eval()
+
+    def embed(self, prompts: Sequence[str]) -> "Prompts":
+        """Read at most once per prompt and machine.
+
+        Raises: ValueError: if a prompt is longer than the encoder reads.
+        """
+        negative = self.model.negative
+        self.encoders.prepare([*prompts, *([] if negative is None else [negative])])
+        return Prompts(prompts, self.encoders)
+
+    def bind(self, embeddings: "Prompts") -> FlowMap:
+        negative = self.model.negative
+        away = None if negative is None else Prompts((negative,), self.encoders).tensors()
+        return self.model.flow_map(self.network, self.config, embeddings.tensors(), away)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        coded = self.vae.encode((2 * images - 1).to(self.device, self.vae.dtype))
+        latents = coded.latent_dist.mode() if hasattr(coded, "latent_dist") else coded.latent
+        return self.model.normalise(latents.float(), self.vae)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        latents = self.model.denormalise(latents.float(), self.vae).to(self.vae.dtype)
+        portions = latents.split(max(1, _PIXELS // self.model.resolution**2))
+        pixels = torch.cat([self.vae.decode(portion, return_dict=False)[0].float() for portion in portions])
+        return (pixels / 2 + 0.5).clamp(0, 1)
+
+
+class Encoders:
+    """A pipeline's text encoders, which are in memory only while prompts are read that no run has had before."""
+
+    def __init__(self, model: PipelineModel, folder: Path, device: torch.device) -> None:
+        self.model, self.folder, self.device = model, folder, device
+        key = f"{model.name} {fingerprint(folder, model.encoders)} {model.dtype} {model.max_tokens}"
+        self.cache = PromptCache(key, str(device))
+
+    @torch.no_grad()
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """See to it that the embeddings of these prompts are known.
+
+        Raises: ValueError: if a prompt is longer than the encoder reads, or the encoders cannot be loaded.
+        """
+        missing = self.cache.missing(prompts)
+        if not missing:
+            return
+        import diffusers
+
+        with loading(self.folder):
+            pipeline = getattr(diffusers, self.model.pipeline).from_pretrained(
+                self.folder, transformer=None, vae=None, dtype=DTYPES[self.model.dtype], use_safetensors=True
+            )
+        with quietly():  # an encoder that reads less than the longest one says so of every prompt
+            self._check(pipeline, missing)
+            pipeline.to(self.device)
+            for start in range(0, len(missing), _PROMPTS):
+                portion = missing[start : start + _PROMPTS]
+                found = self.model.read(pipeline, portion, self.device)
+                for row, prompt in enumerate(portion):
+                    self.cache.write(prompt, {name: values[row] for name, values in found.items()})
+        del pipeline
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _check(self, pipeline: Any, prompts: Sequence[str]) -> None:
+        most, longest = self.model.max_tokens, _longest(type(self.model))
+        for prompt, length in zip(prompts, self.model.lengths(pipeline, prompts), strict=True):
+            if length > most:
+                remedy = "shorten it" if most == longest else f"shorten it, or raise model.max_tokens to at most {longest}"
+                raise ValueError(f"prompt {prompt[:80]!r} has {length} tokens, and model.max_tokens = {most} are read; {remedy}")
+
+
+class Prompts:
+    """Prompts whose embeddings are known; they come into memory when a map is bound to them, row by row."""
+
+    def __init__(self, texts: Sequence[str], encoders: Encoders) -> None:
+        self.texts, self.encoders = tuple(texts), encoders
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, rows: Tensor | slice) -> "Prompts":
+        chosen = torch.arange(len(self.texts))[rows.cpu() if isinstance(rows, Tensor) else rows]
+        return Prompts([self.texts[row] for row in chosen.tolist()], self.encoders)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What the encoders made of them, by name; each [N, ...]."""
+        found = [self.encoders.cache.read(text) for text in self.texts]
+        return {name: torch.stack([each[name] for each in found]) for name in found[0]}
+
+
+def diffusers_class(folder: Path, part: str) -> Any:
+    """The class of a part of a pipeline, as the pipeline's head names it. Raises: ValueError: if it is not diffusers' own."""
+    import diffusers
+
+    library, name = json.loads((folder / HEAD).read_text()).get(part) or ("nobody", "part that is missing")
+    if library != "diffusers" or not hasattr(diffusers, name):
+        raise ValueError(f"its {part} is a {name} of {library}, which is no class of this version of diffusers")
+    return getattr(diffusers, name)
+
+
+def _longest(model: type[PipelineModel]) -> int:
+    """Most tokens that a family was trained to read."""
+    return next(limit.le for limit in model.model_fields["max_tokens"].metadata if hasattr(limit, "le"))

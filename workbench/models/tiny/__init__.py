@@ -1,0 +1,57 @@
+"""Random pipelines of diffusers, so small that they train on any machine: they try every step of the way, and draw nothing."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workbench.models.diffusers_folder import HEAD, quietly
+from workbench.prompt_cache import cache_folder
+
+TOKENS = 64
+"""Most tokens of a prompt that the tiny text encoders read; each letter is one."""
+
+LETTERS = " abcdefghijklmnopqrstuvwxyz0123456789.,'\"-"
+
+
+def saved(make: Callable[[], Any], name: str, folder: Path | str | None, seed: int) -> Path:
+    """The folder of a pipeline that `make` draws from the global generator; whole or not at all.
+
+    Args:
+        folder: where; in the user's cache by default, under `name`, where it is found again.
+    """
+    made = Path(folder) if folder else cache_folder() / f"tiny-{name}-{seed}"
+    if not (made / HEAD).is_file():
+        hidden = made.with_name(f".{made.name}.writing-{secrets.token_hex(4)}")
+        try:
+            with quietly(), torch.random.fork_rng():
+                torch.manual_seed(seed)
+                make().save_pretrained(hidden)
+            os.replace(hidden, made)
+        except OSError:  # somebody was quicker
+            if not (made / HEAD).is_file():
+                raise
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)
+    return made
+
+
+def clip_tokenizer() -> Any:
+    """Every letter a token, alone or at a word's end."""
+    from transformers import CLIPTokenizer
+
+    letters = [letter for letter in LETTERS if letter != " "]
+    known = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    return CLIPTokenizer(vocab={token: place for place, token in enumerate(known)}, merges=[], model_max_length=77)
+
+
+def t5_tokenizer() -> Any:
+    """Every letter a token, and the space before a word."""
+    from transformers import T5TokenizerFast
+
+    known = ["<pad>", "</s>", "<unk>", *LETTERS.replace(" ", "▁")]
+    return T5TokenizerFast(vocab=[(token, 0.0 if place < 3 else -2.0) for place, token in enumerate(known)], extra_ids=0)
