@@ -22,7 +22,7 @@ from workbench.experiments.work import Work, checked, submit
 from workbench.figures.sweeps import SWEEP_FIGURES, sweep_importance, sweep_plane
 from workbench.panels import form
 from workbench.panels.charts import chart_card
-from workbench.panels.page import ASSETS, Page, Parts, rounded, value
+from workbench.panels.page import ASSETS, Page, Parts, preset_choices, rounded, value
 from workbench.records import Run
 from workbench.rendering import render_notebook
 from workbench.studio import Studio
@@ -42,7 +42,7 @@ def known(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
     """The notebooks, the presets and their titles."""
     return {
         "notebooks": [_notebook(found) for found in notebooks()],
-        "presets": [{"name": name, "title": config.title} for name, config in PRESETS.items()],
+        "presets": preset_choices(),
     }
 
 

@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from workbench.presets import PRESET_GROUPS
 from workbench.studio import Studio
 
 ASSETS = Path(str(files("workbench.panels") / "assets"))
@@ -45,6 +46,15 @@ class Page:
 def value(content: Any) -> tuple[str, Callable[[], Any]]:
     """A small part, which is its own version."""
     return f"{zlib.crc32(json.dumps(content, default=str).encode()):x}", lambda: content
+
+
+def preset_choices() -> list[dict[str, str]]:
+    """The presets as a menu shows them."""
+    return [
+        {"name": name, "title": config.title, "group": label}
+        for label, members in PRESET_GROUPS.items()
+        for name, config in members.items()
+    ]
 
 
 def rounded(number: float | None, digits: int = 4) -> float | None:

@@ -9,7 +9,7 @@ from workbench import __version__
 from workbench.axes import VARIED, Axis, varied
 from workbench.config import PRESETS, configure, parse_config, validated
 from workbench.panels import drawing
-from workbench.panels.page import ASSETS, Page, Parts, value
+from workbench.panels.page import ASSETS, Page, Parts, preset_choices, value
 from workbench.png import read_made, request_of
 from workbench.records import Run
 from workbench.samplers import SAMPLERS
@@ -43,7 +43,7 @@ def form(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
         "title": run.title if run else "",
         "note": note,
         "preset": preset,
-        "presets": [{"name": name, "title": ready.title} for name, ready in PRESETS.items()],
+        "presets": preset_choices(),
         "checkpoints": studio.store.checkpoints(run.id) if run else [],
         "task": task.name,
         "prompts": [{"text": text, "held_out": text in held_out} for text in suggested],

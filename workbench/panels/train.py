@@ -1,5 +1,6 @@
 """The first page: one run, live; and the form that begins another."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from html import escape
 from typing import Any
@@ -15,6 +16,7 @@ from workbench.panels.charts import chart_card
 from workbench.panels.page import ASSETS, Page, rounded
 from workbench.pictures import data_sheet
 from workbench.planning import noise_of_steps
+from workbench.presets import PRESET_GROUPS
 from workbench.studio import Studio
 
 _PLACED = {"reward": "wb-chart tall", "advantages": "wb-chart", "steps": "wb-chart wide", "skills": "wb-chart wide"}
@@ -74,7 +76,7 @@ def control(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
 
 def layout() -> str:
     """The static layout, with every chart's heading and sentence in place before there is anything to draw."""
-    presets = "".join(f'<option value="{name}">{name}: {escape(config.title)}</option>' for name, config in PRESETS.items())
+    presets = "".join(_menu_group(label, members) for label, members in PRESET_GROUPS.items())
     figures = {name: draw(History(), {}) for name, draw in FIGURES["train"].items()}
     charts = {name: chart_card(name, figure, _PLACED.get(name, "wb-gauge")) for name, figure in figures.items()}
     text = (ASSETS / "train.html").read_text()
@@ -82,6 +84,11 @@ def layout() -> str:
         text = text.replace(f"<!-- chart {name} -->", charts[name])
     text = text.replace("<!-- gauges -->", "".join(card for name, card in charts.items() if name not in _PLACED))
     return text.replace("<!-- presets -->", presets).replace("<!-- form -->", form.render(PRESETS["shapes"]))
+
+
+def _menu_group(label: str, members: Mapping[str, RunConfig]) -> str:
+    options = "".join(f'<option value="{name}">{name}: {escape(config.title)}</option>' for name, config in members.items())
+    return f'<optgroup label="{escape(label)}">{options}</optgroup>'
 
 
 PAGE = Page(

@@ -4,4 +4,10 @@ from workbench.presets.embedded import EMBEDDED
 from workbench.presets.flux import FLUX
 from workbench.settings import RunConfig
 
-PRESETS: dict[str, RunConfig] = {**EMBEDDED, **FLUX}
+PRESET_GROUPS: dict[str, dict[str, RunConfig]] = {
+    "Anywhere: generators that ship with the workbench": EMBEDDED,
+    "FLUX.1: a GPU and its weights": FLUX,
+}
+"""The presets as menus show them."""
+
+PRESETS: dict[str, RunConfig] = {name: config for group in PRESET_GROUPS.values() for name, config in group.items()}

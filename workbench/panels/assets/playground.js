@@ -137,11 +137,11 @@ window.workbench.page("playground", (page) => {
     modes();
   };
   const policies = () => {
-    const menu = slot("policy"), group = (label, options) => { const node = wb.make("optgroup"); node.label = label; node.append(...options); return node; };
-    const own = form.run ? [group(form.title, [
+    const menu = slot("policy");
+    const own = form.run ? [wb.grouped(form.title, [
       new Option(form.checkpoints.length ? `the last checkpoint (after ${Math.max(...form.checkpoints)} iterations)` : "no checkpoint yet", ""),
       ...form.checkpoints.filter(Boolean).reverse().map((at) => new Option(`after ${at} iterations`, String(at))), new Option("its base, before training", "0")])] : [];
-    menu.replaceChildren(...own, group("Base of a preset", form.presets.map(({ name, title }) => new Option(`${name}: ${title}`, `preset:${name}`))));
+    menu.replaceChildren(...own, ...wb.presetMenu(form.presets));
     menu.value = state.policy;
     if (menu.value !== state.policy || !menu.selectedOptions.length) menu.value = state.policy = form.run ? "" : `preset:${form.preset}`;
   };

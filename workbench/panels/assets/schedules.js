@@ -104,10 +104,9 @@ window.workbench.schedules = ({ page, keyed, button, values, known, view }) => {
   const open = () => {
     const { notebooks, presets } = known();
     if (!slot("what").options.length && presets.length) {
-      const group = (label, entries) => { const node = make("optgroup"); node.label = label; node.append(...entries); return node; };
       const sweeps = wb.runs.filter((run) => run.kind === "sweep").map((run) => new Option(`${run.title} · ${wb.when(run.created)}`, `sweep:${run.id}`));
-      slot("what").append(group("Notebooks", notebooks.filter((each) => !each.problem).map((each) => new Option(each.title, `notebook:${each.name}`))),
-        group("Presets", presets.map((each) => new Option(`${each.title} (${each.name})`, `preset:${each.name}`))), ...(sweeps.length ? [group("Sweeps", sweeps)] : []));
+      slot("what").append(wb.grouped("Notebooks", notebooks.filter((each) => !each.problem).map((each) => new Option(each.title, `notebook:${each.name}`))),
+        ...wb.presetMenu(presets), ...(sweeps.length ? [wb.grouped("Sweeps", sweeps)] : []));
       fields();
     }
     const of = wb.address.get("of"), key = of + wb.address.get("fixed");

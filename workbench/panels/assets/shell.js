@@ -14,6 +14,10 @@ window.workbench = (() => {
     if (text !== undefined) node.textContent = text;
     return node;
   };
+  const grouped = (label, options) => { const node = make("optgroup"); node.label = label; node.append(...options); return node; };
+  // Presets for a menu, in their groups.
+  const presetMenu = (presets) => Array.from(Map.groupBy(presets, (each) => each.group),
+    ([group, members]) => grouped(group, members.map(({ name, title }) => new Option(`${name}: ${title}`, `preset:${name}`))));
   const number = (value, digits = 3) => value === null || value === undefined ? "–"
     : Math.abs(value) >= 1e-3 && Math.abs(value) < 1e5 || value === 0 ? String(+value.toPrecision(digits)) : value.toExponential(1);
   const duration = (s) => s === null || s === undefined ? "–" : s < 60 ? `${Math.round(s)} s`
@@ -212,7 +216,7 @@ window.workbench = (() => {
   };
 
   return Object.assign(wb, {
-    setText, setAttr, show, make, number, duration, when, words, signed, colour, valueOf, api, fileUrl, download, marks, badge, table, noise, latest, settled, complain, slider, toast, address, go, asks, receive, mount,
+    setText, setAttr, show, make, number, duration, when, words, signed, colour, valueOf, api, fileUrl, download, marks, badge, table, grouped, presetMenu, noise, latest, settled, complain, slider, toast, address, go, asks, receive, mount,
     page: (name, make) => makers.set(name, make), runs: [],
   });
 })();

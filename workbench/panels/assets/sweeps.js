@@ -90,9 +90,8 @@ window.workbench.sweeps = ({ page, keyed, badge, bar, button, told, values, stop
     show(slot("charts"), Boolean(one));
     if (held && held.id !== one) { held = null; slot("points").replaceChildren(); setText(slot("sweep-head"), ""); setText(slot("best"), ""); wb.charts.clear(page); }
     if (!slot("target").options.length && presets.length) {
-      const group = (label, entries) => { const node = make("optgroup"); node.label = label; node.append(...entries); return node; };
-      slot("target").append(group("Presets", presets.map((each) => new Option(`${each.title} (${each.name})`, `preset:${each.name}`))),
-        group("Notebooks", notebooks.filter((each) => !each.problem).map((each) => new Option(each.title, `notebook:${each.name}`))));
+      slot("target").append(...wb.presetMenu(presets),
+        wb.grouped("Notebooks", notebooks.filter((each) => !each.problem).map((each) => new Option(each.title, `notebook:${each.name}`))));
       slot("space").replaceChildren(row());
       slot("search").querySelector('[name="metric"]').setAttribute("list", "ex-metrics");
       page.root.querySelector("#ex-metrics").replaceChildren(...["reward", "held_out/shapes_exact@4", "held_out/shapes_fidelity@4", "held_out/palette_distance@4"].map((each) => new Option(each, each)));
