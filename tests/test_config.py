@@ -140,7 +140,7 @@ def test_a_reward_that_the_preset_lacks_can_be_added() -> None:
         ({"grpo.kl_weight": 0.1}, ["'grpo.kl_weight'", "choose from: groups"]),
         ({"grpo.combine": "mean"}, ["grpo.combine = 'mean'", "'sum' or 'gdpo'"]),
         # time grids
-        ({"rollout.grid": "karras"}, ["rollout.grid = 'karras'", "'uniform', 'linspace', 'log_snr' or 'custom'"]),
+        ({"rollout.grid": "karras"}, ["rollout.grid = 'karras'", "'uniform', 'linspace', 'log_snr', 'trigflow' or 'custom'"]),
         (CUSTOM | {"rollout.times": "[1, 0.5, 0.6, 0.2, 0]"}, ["rollout.times", "descends strictly", "1 is 0.5", "2 is 0.6"]),
         (CUSTOM | {"rollout.times": "[0.9, 0.5, 0.3, 0.2, 0]"}, ["rollout.times", "starts at 1", "ends at 0", "got 0.9 and 0"]),
         (CUSTOM | {"rollout.times": "[1, 0.5, 0]"}, ["rollout.times", "rollout.steps + 1 = 5 numbers", "got 3"]),
@@ -233,7 +233,7 @@ def test_judges_are_switched_on_and_off_by_name() -> None:
 
 
 @pytest.mark.parametrize("steps", [2, 4, 7])
-@pytest.mark.parametrize("grid", ["uniform", "linspace", "log_snr"])
+@pytest.mark.parametrize("grid", ["uniform", "linspace", "log_snr", "trigflow"])
 def test_a_grid_has_the_same_shape_at_every_number_of_steps(grid: str, steps: int) -> None:
     rollout = configure("shapes", {"rollout.grid": grid, "rollout.shift": 2}).rollout
     assert rollout.grid_of(steps) == time_grid(steps, 2.0, grid)  # type: ignore[arg-type]

@@ -84,6 +84,9 @@ def test_each_kind_of_grid_is_even_in_its_own_sense():
     inside = [math.log(noise_to_signal(t)) for t in time_grid(100, kind="log_snr")[1:-1]]
     assert [later - earlier for earlier, later in itertools.pairwise(inside)] == pytest.approx([-2 * math.log(99) / 100] * 98)
     assert time_grid(2, kind="log_snr") == pytest.approx((1.0, 0.5, 0.0))
+    angles = [math.atan(noise_to_signal(t)) for t in time_grid(8, kind="trigflow")]
+    assert angles == pytest.approx([math.pi / 16 * i for i in range(8, -1, -1)])
+    assert [math.atan(noise_to_signal(t)) for t in time_grid(2, kind="trigflow")] == pytest.approx([math.pi / 2, 1.3, 0.0])
 
 
 @pytest.mark.parametrize(
@@ -92,7 +95,7 @@ def test_each_kind_of_grid_is_even_in_its_own_sense():
         ((0,), "at least 1 step, got 0"),
         ((4, 0.0), "must be positive, got 0.0"),
         ((4, math.nan), "must be positive, got nan"),
-        ((4, 1.0, "cosine"), "unknown time grid 'cosine'; choose from: uniform, linspace, log_snr"),
+        ((4, 1.0, "cosine"), "unknown time grid 'cosine'; choose from: uniform, linspace, log_snr, trigflow"),
     ],
 )
 def test_a_time_grid_that_cannot_be_is_refused(arguments, message):

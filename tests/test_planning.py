@@ -95,7 +95,7 @@ def test_the_branching_step_is_drawn_among_those_with_noise() -> None:
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("grid", ["uniform", "linspace", "log_snr"])
+@pytest.mark.parametrize("grid", ["uniform", "linspace", "log_snr", "trigflow"])
 def test_a_kernels_noise_is_known_without_a_network(name: str, grid: str) -> None:
     sampler, times = SAMPLERS[name](), time_grid(5, 3.0, grid)  # type: ignore[arg-type]
     stds = kernel_stds(sampler, sampler.needs[0], times)

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-GridKind = Literal["uniform", "linspace", "log_snr"]
+GridKind = Literal["uniform", "linspace", "log_snr", "trigflow"]
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,10 @@ def time_grid(steps: int, shift: float = 1.0, kind: GridKind = "uniform") -> tup
             grid as it is, larger values spend more steps near noise.
         kind: "uniform": evenly spaced in t. "linspace": even from 1 to 0.05, then 0, so that a few-step map is never asked for
             a short last step. "log_snr": evenly spaced in log k from t = 0.99 to 0.01, these two ends then moved to 1 and 0.
+            "trigflow": evenly spaced in the angle arctan k, as SANA-Sprint is used; its two steps meet at the angle 1.3.
     Raises: ValueError: if there is no step, the shift is not positive, or the kind is unknown.
-    Source: the timestep shift of SD3 (arXiv:2403.03206), equation 23; "linspace": Flow-Map GRPO (arXiv:2607.00535).
+    Source: the timestep shift of SD3 (arXiv:2403.03206), equation 23; "linspace": Flow-Map GRPO (arXiv:2607.00535);
+        "trigflow": SANA-Sprint (arXiv:2503.09641).
     """
     if steps < 1:
         raise ValueError(f"a time grid needs at least 1 step, got {steps}")
@@ -84,6 +86,9 @@ def time_grid(steps: int, shift: float = 1.0, kind: GridKind = "uniform") -> tup
         inside = [1.0 - 0.95 * i / (steps - 1) for i in range(1, steps)]
     elif kind == "log_snr":
         inside = [time_of_ratio(99.0 ** (1.0 - 2.0 * i / steps)) for i in range(1, steps)]
+    elif kind == "trigflow":
+        angles = [1.3] if steps == 2 else [0.5 * math.pi * (1.0 - i / steps) for i in range(1, steps)]
+        inside = [time_of_ratio(math.tan(angle)) for angle in angles]
     else:
         raise ValueError(f"unknown time grid {kind!r}; choose from: {', '.join(get_args(GridKind))}")
     return (1.0, *(shift * t / (1.0 + (shift - 1.0) * t) for t in inside), 0.0)

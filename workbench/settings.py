@@ -48,10 +48,10 @@ class RolloutConfig(Settings):
     """How samples are drawn for training."""
 
     steps: int = Field(4, ge=2, le=64, description="steps of a rollout; the last one is deterministic and never trained")
-    grid: Literal["uniform", "linspace", "log_snr", "custom"] = Field(
+    grid: Literal["uniform", "linspace", "log_snr", "trigflow", "custom"] = Field(
         "uniform",
         description="how times are spaced before the shift; linspace: 1 to 0.05, then 0 (Flow-Map GRPO); log_snr: evenly in "
-        "log noise-to-signal; custom: `times`",
+        "log noise-to-signal; trigflow: evenly in the angle arctan k (SANA-Sprint); custom: `times`",
     )
     shift: float = Field(4.0, ge=1, le=12, description="shift of the time grid toward noise; 1 leaves it")
     times: tuple[float, ...] = Field(
