@@ -194,5 +194,5 @@ def _is_constant(grouped: Tensor) -> Tensor:
 
 
 def _check_std(std: float | Tensor) -> None:
-    if not bool((torch.as_tensor(std) > 0).all()):
+    if not (bool((std > 0).all()) if isinstance(std, Tensor) else std > 0):
         raise ValueError(f"std must be positive: a deterministic step has no density and is not trained; got {std}")

@@ -101,8 +101,17 @@ class NetworkFlowMap:
         return self._average_velocity(x, t, t)
 
     def _average_velocity(self, x: Tensor, t: float | Tensor, s: float | Tensor) -> Tensor:
-        start, end = (torch.as_tensor(time, dtype=torch.float32, device=x.device).reshape(-1) for time in (t, s))
-        return self.network(x, start, end, self.slots).float()
+        return self.network(x, time_on(x, t), time_on(x, s), self.slots).float()
+
+
+def time_on(x: Tensor, t: float | Tensor) -> Tensor:
+    """A time as float32 on the device of x: [1] of a number, [N] of a time for each row.
+
+    The device writes a number by itself: copied from the CPU it would make an accelerator wait at every pass.
+    """
+    if isinstance(t, Tensor):
+        return t.to(x.device, torch.float32).reshape(-1)
+    return torch.full((1,), t, dtype=torch.float32, device=x.device)
 
 
 class EmbeddedGenerator:

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from workbench.contracts import FlowMapKind
-from workbench.models.embedded import NetworkFlowMap
+from workbench.models.embedded import NetworkFlowMap, time_on
 from workbench.models.pipeline import PipelineModel
 
 TOKENS = 512
@@ -50,7 +50,7 @@ class FluxMap(NetworkFlowMap):
 
     def _average_velocity(self, x: Tensor, t: float | Tensor, s: float | Tensor) -> Tensor:
         n, (rows, columns) = len(x), x.shape[-2:]
-        time = torch.as_tensor(t, dtype=torch.float32, device=x.device).reshape(-1).expand(n)
+        time = time_on(x, t).expand(n)
         guidance = None if self.guidance is None else time.new_full((n,), self.guidance)
         predicted = self.network(
             hidden_states=pack(x).to(self.hidden.dtype),
@@ -59,17 +59,17 @@ class FluxMap(NetworkFlowMap):
             encoder_hidden_states=self.hidden.expand(n, -1, -1),
             pooled_projections=self.pooled.expand(n, -1),
             txt_ids=self.hidden.new_zeros(self.hidden.shape[1], 3),
-            img_ids=_places(rows // 2, columns // 2).to(self.hidden),
+            img_ids=_places(rows // 2, columns // 2, self.hidden),
             return_dict=False,
         )[0]
         return unpack(predicted.float(), rows, columns)
 
 
-def _places(rows: int, columns: int) -> Tensor:
-    """Where each token is, [rows * columns, 3]: nothing, its row, its column."""
-    place = torch.zeros(rows, columns, 3)
-    place[..., 1] = torch.arange(rows)[:, None]
-    place[..., 2] = torch.arange(columns)
+def _places(rows: int, columns: int, like: Tensor) -> Tensor:
+    """Where each token is, [rows * columns, 3]: nothing, its row, its column; made on the device, which then need not wait."""
+    place = like.new_zeros(rows, columns, 3)
+    place[..., 1] = torch.arange(rows, device=like.device)[:, None]
+    place[..., 2] = torch.arange(columns, device=like.device)
     return place.flatten(0, 1)
 
 
