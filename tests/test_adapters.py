@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_family import CPU, PROMPTS, SIDE, Family, noise, sampled
+from tiny_family import CPU, PROMPTS, Family, noise, sampled
 from tiny_flux import FLUX
+from tiny_sana import SANA_SPRINT
 from toy_training import assert_same_state, plain, told
 
 from workbench.evaluate import generate, load_policy, stream_images
@@ -22,7 +23,7 @@ from workbench.settings import RunConfig
 from workbench.store import Store
 from workbench.train import make_accelerator, train
 
-FAMILIES = {family.name: family for family in (FLUX,)}
+FAMILIES = {family.name: family for family in (FLUX, SANA_SPRINT)}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,7 +61,7 @@ def test_deterministic_samples_are_those_of_the_pipeline(family: Family, folder:
     generator = family.model(folder).load(CPU)
     x = noise(generator.latent_shape)
     theirs, times = family.drawn(folder, list(PROMPTS), x, steps, None)
-    assert theirs.shape == (3, 3, SIDE, SIDE)
+    assert theirs.shape == (3, 3, family.side, family.side)
     assert theirs.std() > 0.02
     assert (sampled(generator, x, times) - theirs).abs().max() <= 1e-4
 
@@ -70,13 +71,13 @@ def test_images_depend_on_their_seed_alone(family: Family, folder: Path) -> None
     times = time_grid(2, 1.9)
     many = generate(policy, PROMPTS, (5, 6, 7), times=times)
     one = drain(stream_images(policy.generator, PROMPTS[1:2], (6,), times=times))
-    assert many.shape == (3, 3, SIDE, SIDE)
+    assert many.shape == (3, 3, family.side, family.side)
     assert torch.allclose(many[1:2], one, atol=1e-5)
 
 
 def test_encoding_is_undone_by_decoding_in_shape(family: Family, folder: Path) -> None:
     generator = family.model(folder).load(CPU)
-    latents = generator.encode(torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)))
+    latents = generator.encode(torch.rand(2, 3, family.side, family.side, generator=torch.Generator().manual_seed(0)))
     assert latents.shape == (2, *generator.latent_shape)
     assert latents.dtype == torch.float32
     vae, model = generator.vae, generator.model

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from workbench.config import configure
+from workbench.evaluate import deployed_sampler
 from workbench.models import MODELS
 from workbench.models.pipeline import PipelineModel
 from workbench.models.tiny import TOKENS
-from workbench.samplers import SAMPLERS
 from workbench.settings import RunConfig
 
 CPU = torch.device("cpu")
@@ -60,7 +60,7 @@ class Family:
         preset: of a run of it.
         make: saves a random pipeline in a folder.
         drawn: what diffusers draws: (folder, prompts, noise in our shape, steps, LoRA file or None) -> images [N, 3, H, W]
-            and the times that it went through, in ours.
+            and the times that it went through, in ours. One that adds noise between its steps draws it from `step_noise`.
         settings: of its model, beside those of every tiny one.
         changes: of its run, beside those of every tiny one.
         learning: changes that make twenty iterations learn.
@@ -73,6 +73,11 @@ class Family:
     settings: Mapping[str, Any] = field(default_factory=dict)
     changes: Mapping[str, Any] = field(default_factory=dict)
     learning: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def side(self) -> int:
+        """Of its pictures, pixels."""
+        return self.settings.get("resolution", SIDE)
 
     def model(self, folder: Path, **settings: Any) -> PipelineModel:
         """The tiny model; it loads on `CPU`."""
@@ -87,12 +92,17 @@ class Family:
 
 
 def sampled(generator: Any, latents: Tensor, times: tuple[float, ...], prompts: tuple[str, ...] = PROMPTS) -> Tensor:
-    """Images by deterministic composition from latents that are given."""
-    flow_map = generator.bind(generator.embed(prompts))
+    """Images as they are drawn when it counts, from latents that are given."""
+    flow_map, kernel, fresh = generator.bind(generator.embed(prompts)), deployed_sampler(generator.kind), step_noise()
     with torch.no_grad():
         for t, s in pairwise(times):
-            latents = SAMPLERS["ode"]().step(flow_map, latents, t, s).mean
+            latents = kernel.step(flow_map, latents, t, s).sample(torch.randn(latents.shape, generator=fresh))
         return generator.decode(latents)
+
+
+def step_noise() -> torch.Generator:
+    """Where noise comes from that is added between steps, ours and diffusers'."""
+    return torch.Generator().manual_seed(1)
 
 
 def noise(shape: tuple[int, ...], count: int = 3, seed: int = 0) -> Tensor:

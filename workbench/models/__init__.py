@@ -1,6 +1,7 @@
 from workbench.contracts import Model
 from workbench.models.flux import FluxModel
 from workbench.models.glyphs import GlyphsModel
+from workbench.models.sana import SanaSprintModel
 from workbench.models.shapes import ShapesModel
 from workbench.models.shapes_cm import ShapesConsistencyModel
 from workbench.models.shapes_fm import ShapesVelocityModel
@@ -11,4 +12,5 @@ MODELS: dict[str, type[Model]] = {
     "shapes_cm": ShapesConsistencyModel,
     "glyphs": GlyphsModel,
     "flux": FluxModel,
+    "sana_sprint": SanaSprintModel,
 }

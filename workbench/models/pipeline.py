@@ -75,11 +75,11 @@ class PipelineModel(Model):
 
     def normalise(self, latents: Tensor, vae: Any) -> Tensor:
         """The autoencoder's numbers -> latents of about unit variance."""
-        return (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+        return (latents - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
 
     def denormalise(self, latents: Tensor, vae: Any) -> Tensor:
         """Inverse of `normalise`."""
-        return latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+        return latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
 
     def load_transformer(self, folder: Path, settings: Mapping[str, Any]) -> Any:
         """The network that is trained."""

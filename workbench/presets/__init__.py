@@ -2,11 +2,13 @@
 
 from workbench.presets.embedded import EMBEDDED
 from workbench.presets.flux import FLUX
+from workbench.presets.sana import SANA
 from workbench.settings import RunConfig
 
 PRESET_GROUPS: dict[str, dict[str, RunConfig]] = {
     "Anywhere: generators that ship with the workbench": EMBEDDED,
     "FLUX.1: a GPU and its weights": FLUX,
+    "SANA-Sprint: a GPU and its weights": SANA,
 }
 """The presets as menus show them."""
 
