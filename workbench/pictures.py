@@ -18,7 +18,7 @@ _LARGEST_SIDE = 16_383  # of a WebP file, pixels
 
 
 def write_sprite(folder: Path, stem: str, images: Tensor, columns: int, largest_tile: int | None = None) -> dict[str, Any]:
-    """Lay images out in rows and write them as one lossless WebP file, all of it or nothing.
+    """Lay images out in rows and write them as one WebP file, all of it or nothing; lossless where they keep their size.
 
     Args:
         images: [n, 3, H, W], uint8.
@@ -34,7 +34,10 @@ def write_sprite(folder: Path, stem: str, images: Tensor, columns: int, largest_
     sheet, tile = _laid_out(images, columns, largest_tile)
     name = f"{stem}-{secrets.token_hex(4)}.webp"  # unique, so that a browser may keep it for ever
     with whole_file(folder / name) as hidden:
-        sheet.save(hidden, "WEBP", lossless=True, quality=0, method=0)  # the quickest; slower settings save a few per cent
+        if tile == [width, height]:
+            sheet.save(hidden, "WEBP", lossless=True, quality=0, method=0)  # the quickest; slower settings save a few per cent
+        else:  # no longer what was drawn, and photographs take a tenth this way
+            sheet.save(hidden, "WEBP", quality=90, method=2)
     return layout | {"sprite": name, "tile": tile}
 
 

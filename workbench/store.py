@@ -31,7 +31,7 @@ TITLE_LENGTH, TAG_LENGTH, NOTE_LENGTH = 200, 40, 4_000
 
 _ADOPTED_AT_ONCE = 100  # rows of a run from elsewhere
 
-_ROLLOUT_TILE = 160  # pixels; evaluations keep their size
+_ROLLOUT_TILE = 256  # pixels; evaluations keep their size
 
 
 class StoreError(RuntimeError):

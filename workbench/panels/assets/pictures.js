@@ -1,7 +1,10 @@
 // Images: groups sorted by reward, one image in detail, and the strip of before and now. Sheets are files; a tile is a background position.
 window.workbench.pictures = (page) => {
   const wb = window.workbench, { signed } = wb, { paint, ready } = wb.sprites;
-  let shown = null, selected = null, loading = 0, tracing = false;
+  let shown = null, selected = null, loading = 0, tracing = false, paired = null, requested = null;
+
+  // How large a picture is shown: what the visitor chose, or by its own size, so that photographs are larger than pixel art.
+  const side = (sheet) => Number(localStorage.getItem("wb-picture-size")) || (Math.max(...sheet.tile) > 64 ? 120 : 80);
 
   const sign = (image, quiet) => quiet ? "○" : image.clipped ? "◇" : image.advantage > 0 ? "▲" : image.advantage < 0 ? "▼" : "○";
   const direction = (image, quiet) => quiet || image.advantage === 0 ? "none" : image.clipped ? "clipped" : image.advantage > 0 ? "up" : "down";
@@ -18,7 +21,7 @@ window.workbench.pictures = (page) => {
     wb.setAttr(node, "data-way", way);
     node.style.setProperty("--pull", `${group.quiet ? 0 : Math.min(100, 35 + 35 * Math.abs(image.advantage))}%`);
     if (data.sheet) {
-      paint(picture, data.sheet, image.tile, 80);
+      paint(picture, data.sheet, image.tile, side(data.sheet));
       node.style.setProperty("--w", picture.style.width);
     } else picture.style.backgroundImage = "none";
     wb.setText(advantage, group.quiet ? "○" : `${sign(image)} ${signed(image.advantage)}`);
@@ -43,6 +46,7 @@ window.workbench.pictures = (page) => {
       }
       const [head, tiles] = row.children;
       wb.setText(head.children[0], group.prompt);
+      head.title = group.prompt;
       wb.setText(head.children[1], `reward ${group.mean.toFixed(2)} ± ${group.std.toFixed(2)}`);
       wb.show(head.children[2], group.quiet);
       wb.setAttr(row, "data-quiet", group.quiet);
@@ -59,6 +63,7 @@ window.workbench.pictures = (page) => {
     await ready(data.sheet);
     if (turn !== loading) return; // a later iteration overtook this one
     shown = data;
+    if (data.sheet) size.value = String(side(data.sheet));
     wb.setText(page.slot("groups-at"), `at iteration ${data.iteration}`);
     const share = `${data.quiet} of ${data.prompts} groups without gradient` + (data.sheet ? "" : "; the pictures of this iteration were thinned, its numbers remain");
     wb.setText(page.slot("groups-note"), share);
@@ -134,15 +139,18 @@ window.workbench.pictures = (page) => {
       picture.setAttribute("role", "img");
       picture.setAttribute("aria-label", `${name}: ${data.prompts[index]}, seed ${data.seeds[index]}`);
       picture.dataset.side = name;
-      if (sheet) paint(picture, sheet, index, 80); else if (data.before.sheet) { paint(picture, data.before.sheet, index, 80); picture.style.backgroundImage = "none"; }
+      if (sheet || data.before.sheet) paint(picture, sheet || data.before.sheet, index, side(data.before.sheet || sheet));
+      if (!sheet) picture.style.backgroundImage = "none";
       images.append(picture);
     }
     node.append(images, wb.make("figcaption", "", data.prompts[index]));
+    node.style.width = `${2 * parseFloat(images.firstChild.style.width || 80) + 2}px`;
     node.title = `${data.prompts[index]}, seed ${data.seeds[index]}`;
     return node;
   };
   const pairs = async (data) => {
     if (!data) return;
+    paired = data;
     wb.show(page.slot("pairs"), true);
     await Promise.all([ready(data.before.sheet), ready(data.now && data.now.sheet)]);
     wb.setText(page.slot("pairs-note"), data.now ? `iteration ${data.before.iteration} | iteration ${data.now.iteration}, same prompts and seeds` : "iteration 0; the next evaluation fills the right side");
@@ -151,28 +159,31 @@ window.workbench.pictures = (page) => {
       strip.replaceChildren(...Array.from({ length: count }, (_, index) => pairNode(data, index)));
       strip.dataset.of = data.before.sheet ? data.before.sheet.path : "";
     } else if (data.now && data.now.sheet) {
-      [...strip.querySelectorAll('[data-side="now"]')].forEach((picture, index) => paint(picture, data.now.sheet, index, 80));
+      [...strip.querySelectorAll('[data-side="now"]')].forEach((picture, index) => paint(picture, data.now.sheet, index, side(data.before.sheet)));
     }
   };
 
   const sheet = async (data) => {
     wb.show(page.slot("sampled"), Boolean(data && data.sheet));
     if (!data || !data.sheet) return;
+    requested = data;
     await ready(data.sheet);
     wb.setText(page.slot("sampled-note"), `at iteration ${data.iteration}, averaged weights`);
     page.slot("sheet").replaceChildren(...Array.from({ length: data.sheet.count }, (_, index) => {
       const node = wb.make("figure", "wb-pair"), picture = wb.make("div", "pic");
       picture.setAttribute("role", "img");
       picture.setAttribute("aria-label", `${data.prompts[index]}, seed ${data.seeds[index]}`);
-      paint(picture, data.sheet, index, 80);
+      paint(picture, data.sheet, index, side(data.sheet));
       node.append(picture, wb.make("figcaption", "", data.prompts[index]));
+      node.style.width = `${parseFloat(picture.style.width) + 4}px`;
+      node.title = data.prompts[index];
       return node;
     }));
   };
 
   const clear = () => {
     loading++;
-    selected = shown = null;
+    selected = shown = paired = requested = null;
     delete page.slot("strip").dataset.of;
     page.slot("rows").replaceChildren(wb.make("p", "wb-wait", "The first groups appear as soon as they are scored."));
     page.slot("strip").replaceChildren(wb.make("p", "wb-wait", "The base's images appear after the first evaluation."));
@@ -191,7 +202,14 @@ window.workbench.pictures = (page) => {
     if (next) { event.preventDefault(); next.focus(); }
   };
 
-  const box = page.slot("rows");
+  const box = page.slot("rows"), size = page.slot("size");
+  size.addEventListener("input", () => {
+    localStorage.setItem("wb-picture-size", size.value);
+    delete page.slot("strip").dataset.of;
+    if (shown) drawGroups(shown);
+    pairs(paired);
+    if (requested) sheet(requested);
+  });
   box.addEventListener("click", (event) => { const tile = event.target.closest(".wb-tile"); if (tile) detail(tile.details); });
   box.addEventListener("keydown", walk);
   page.slot("time").addEventListener("input", (event) => {
