@@ -268,7 +268,7 @@ def test_large_rollouts_are_thumbnailed_and_evaluations_are_not(store):
     run = new_run(store)
     store.record(run, groups(1, side=320))
     store.record(run, evaluated(1, side=320))
-    assert [row.data["preview"]["tile"] for row in store.events(run)] == [[160, 160], [320, 320]]
+    assert [row.data["preview"]["tile"] for row in store.events(run)] == [[256, 256], [320, 320]]
 
 
 def test_an_empty_preview_names_no_file(store):
