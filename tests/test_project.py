@@ -35,6 +35,7 @@ OWNERS = {
     "threading": ("workbench.jobs", "workbench.experiments.papermilling"),
     "concurrent": (  # pages only hand futures on
         "workbench.jobs",
+        "workbench.rewards.asking",
         "workbench.rewards.jpeg",
         "workbench.scoring",
         "workbench.studio",
@@ -45,6 +46,10 @@ OWNERS = {
     "plotly": ("workbench.figures",),
     "diffusers": ("workbench.models",),
     "transformers": ("workbench.models",),
+    "httpx": ("workbench.rewards.asking",),
+    "anyio": ("workbench.rewards.asking", "workbench.reward_server"),
+    "fastapi": ("workbench.reward_server",),
+    "uvicorn": ("workbench.reward_server",),
     "rapidocr": ("workbench.rewards",),
     "onnxruntime": ("workbench.rewards",),
     "peft": ("workbench.models",),
@@ -68,7 +73,7 @@ LAYERS = (
     {"settings", "rules"},
     {"presets"},
     {"config"},
-    {"planning", "evaluate", "scoring", "sampling", "axes", "pathlab", "retrace"},
+    {"planning", "evaluate", "scoring", "sampling", "axes", "pathlab", "retrace", "memory"},
     {"examiner", "learner", "update", "preflight", "train", "pretrain", "recipes", "preferences", "plane"},
     {
         "store",
@@ -93,6 +98,7 @@ LAYERS = (
         "masking",
         "provenance",
         "replay",
+        "reward_server",
     },
     {"experiments"},
     {"figures", "studio", "report", "digest_page", "rendering", "experiment"},
@@ -300,7 +306,7 @@ def test_no_tracked_file_is_large() -> None:
 
 
 def test_commands_in_the_readme_exist() -> None:
-    told = re.findall(r"python -m workbench ([a-z]+)", (ROOT / "README.md").read_text())
+    told = re.findall(r"python -m workbench ([a-z]+(?:-[a-z]+)*)", (ROOT / "README.md").read_text())
     assert set(COMMANDS) == set(told)
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(re.findall(r"`?make ([a-z]+)", (ROOT / "README.md").read_text())) <= set(targets)

@@ -116,10 +116,15 @@ RewardFunction = Callable[["Tensor", Sequence[str]], "Tensor"]
 
 
 class Reward(Extension):
-    """Scores images: `load(device)` returns `(images [N, 3, H, W] in [0, 1], prompts) -> [N]`, larger is better."""
+    """Scores images: `load(device)` returns `(images [N, 3, H, W] in [0, 1], prompts) -> [N]`, larger is better.
+
+    Each score depends on its own image and prompt alone, since a batch comes in portions, and in a thread beside the one that
+    draws. A function that may wait for long has `close()`, which breaks it off from another thread.
+    """
 
     domain: ClassVar[str] = ""  # the task whose images it understands; empty for any
-    background: ClassVar[bool] = False  # so slow that it only judges, off the training thread
+    background: ClassVar[bool] = False  # so slow that as a judge it works beside the training
+    waits: ClassVar[bool] = False  # others work for it, elsewhere: it takes little here, and the more pictures at once the better
 
     @abstractmethod
     def load(self, device: "torch.device") -> RewardFunction: ...
@@ -186,6 +191,10 @@ class Model(Extension):
 
     @abstractmethod
     def load(self, device: "torch.device") -> Generator: ...
+
+
+class OutOfMemory(RuntimeError):
+    """The device has less memory than a run asked for; says what to lower."""
 
 
 class RewardFailed(ValueError):

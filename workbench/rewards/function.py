@@ -1,0 +1,127 @@
+"""Any function of Python's as a reward, from a file or a module that whoever runs the workbench has put there."""
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from workbench.contracts import Reward, RewardFunction
+
+FOLDER = "WORKBENCH_REWARDS"
+"""The environment variable that names the folder of files; without it `rewards` in the working folder, beside `runs`."""
+MODULES = "WORKBENCH_REWARD_MODULES"
+"""The environment variable that lists modules, separated by commas, from which functions may be taken besides."""
+
+
+class Function(Reward):
+    """What a function of your own says: `(images [N, 3, H, W] in [0, 1], prompts) -> N numbers`, larger is better.
+
+    The numbers may be a tensor, an array or a list, and each may depend on its own picture and prompt alone: pictures come in
+    portions. A run names code but never brings any: files are read from one folder, `rewards` or what $WORKBENCH_REWARDS names,
+    and modules are imported only where $WORKBENCH_REWARD_MODULES lists them.
+    """
+
+    name: Literal["function"] = "function"
+    function: str = Field(
+        "", max_length=200, description="as file.py:function, of the folder of rewards, or as module:function, of a listed module"
+    )
+
+    background: ClassVar[bool] = True
+
+    def weight_files(self) -> tuple[Path, ...]:
+        """The file of code, so that its digest is recorded with the run."""
+        source, _, _ = self.function.partition(":")
+        path = (folder() / source).resolve()
+        return (path,) if source.endswith(".py") and path.is_relative_to(folder().resolve()) else ()
+
+    def load(self, device: torch.device) -> RewardFunction:
+        """Raises: ValueError: if there is no such function, it may not be used, or does not take images and prompts."""
+        function = find_function(self.function)
+
+        def score(images: Tensor, prompts: Sequence[str]) -> Tensor:
+            values = function(images.detach().clone(), list(prompts))  # what it does to its picture, no other reward sees
+            try:
+                return torch.as_tensor(values, dtype=torch.float32)
+            except (TypeError, ValueError, RuntimeError) as error:
+                told = f"{self.function} must give {len(prompts)} numbers, got {type(values).__name__}"
+                raise ValueError(f"{told}: {error}") from error
+
+        return score
+
+
+def find_function(reference: str) -> Callable[..., Any]:
+    """The function that `file.py:function` or `module:function` names.
+
+    Raises: ValueError: if there is none, its code does not load, it may not be used, or it does not take images and prompts.
+    """
+    source, colon, name = reference.partition(":")
+    if not (source and colon and name.isidentifier()):
+        raise ValueError(f"function.function = {reference!r}: write file.py:function or module:function")
+    module = _read_file(source) if source.endswith(".py") else _import(source)
+    if name not in vars(module):
+        known = [key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__]
+        raise ValueError(f"{source} has no function {name!r}; it has: {', '.join(known) or 'none'}")
+    function = vars(module)[name]
+    if not callable(function):
+        raise ValueError(f"{reference} is no function but a value of type {type(function).__name__}")
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        raise ValueError(f"{reference}{inspect.signature(function)} does not take images and prompts, and nothing else") from None
+    return function
+
+
+def folder() -> Path:
+    """Where the files of functions are."""
+    return Path(os.environ.get(FOLDER) or "rewards").expanduser().absolute()
+
+
+def _file(source: str) -> Path:
+    """A file of the folder. Raises: ValueError: if it is not there, or the name leads out of the folder."""
+    path = (folder() / source).resolve()
+    if not path.is_relative_to(folder().resolve()):
+        raise ValueError(f"{source} is not in {folder()}; put the file there, or let ${FOLDER} name its folder")
+    if not path.is_file():
+        raise ValueError(f"there is no {source} in {folder()}; put the file there, or let ${FOLDER} name its folder")
+    return path
+
+
+def _read_file(source: str) -> ModuleType:
+    """The file as a module, read anew."""
+    path = _file(source)
+    name = f"workbench_reward_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} cannot be read as Python")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ValueError(f"{path} does not load: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _import(name: str) -> ModuleType:
+    """A module that is listed, or part of one that is."""
+    listed = [module.strip() for module in os.environ.get(MODULES, "").split(",") if module.strip()]
+    if not any(name == module or name.startswith(f"{module}.") for module in listed):
+        raise ValueError(
+            f"functions of module {name!r} may not be used: list it in ${MODULES} (now: {', '.join(listed) or 'none'}), or put a "
+            f"file into {folder()}"
+        )
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise ValueError(f"module {name!r} does not load: {type(error).__name__}: {error}") from error
