@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import SanaSprintPipeline
+from diffusers import SanaSprintPipeline, SCMScheduler
 from tiny_family import Family, step_noise
 from torch import Tensor
 
@@ -39,9 +39,9 @@ def drawn(pipe: SanaSprintPipeline, prompts: list[str], latents: Tensor, steps: 
     ).images
 
 
-def times_of(pipe: SanaSprintPipeline) -> tuple[float, ...]:
-    """The angles of its last schedule, as our times."""
-    angles = pipe.scheduler.timesteps
+def times_of(scheduler: SCMScheduler) -> tuple[float, ...]:
+    """The angles that it goes through, as our times."""
+    angles = scheduler.timesteps
     return tuple((torch.sin(angles) / (torch.sin(angles) + torch.cos(angles))).tolist())
 
 
@@ -49,7 +49,7 @@ def _drawn(folder: Path, prompts: list[str], latents: Tensor, steps: int, lora: 
     pipe = pipeline(folder)
     if lora is not None:
         pipe.load_lora_weights(lora)
-    return drawn(pipe, prompts, latents, steps), times_of(pipe)
+    return drawn(pipe, prompts, latents, steps), times_of(pipe.scheduler)
 
 
 SANA_SPRINT = Family(

@@ -63,7 +63,7 @@ class SanaSprintModel(PipelineModel):
         "Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers",
         description="folder of a SanaSprintPipeline, or its id on the hub, fetched at first use",
     )
-    resolution: int = Field(1024, ge=8, le=2048, multiple_of=4, description="side of a picture, pixels; a multiple of 32")
+    resolution: int = Field(1024, ge=8, le=2048, multiple_of=2, description="side of a picture, pixels; a multiple of 32")
     guidance: float = Field(4.5, ge=0, le=30, description="guidance that the model is told, the same in training and use")
     max_tokens: int = Field(
         TOKENS, ge=8, le=TOKENS, description="tokens of a prompt that are read; a prompt's file in the cache takes 5 kB for each"
