@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from toy_run import toy_config, toy_events
 
-from workbench.config import PRESETS, RunConfig, parse_config
+from workbench.config import PRESETS, RunConfig, configure, parse_config
 from workbench.events import Finished, GroupsScored, IterationDone, Started
 from workbench.panels import PAGES, form, shell
 from workbench.records import permitted
@@ -27,7 +27,7 @@ class Inputs(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.values: dict[str, str | bool] = {}
-        self._menu = ""
+        self._menu = self._area = ""
         self.feed(text)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
@@ -39,6 +39,16 @@ class Inputs(HTMLParser):
             self._menu = found["name"] or ""
         if tag == "option" and "selected" in found:
             self.values[self._menu] = found["value"] or ""
+        self._area = found["name"] or "" if tag == "textarea" else ""
+        if self._area:
+            self.values[self._area] = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._area:
+            self.values[self._area] = data
+
+    def handle_endtag(self, tag: str) -> None:
+        self._area = ""
 
 
 def sent(config: RunConfig) -> dict[str, str | bool]:
@@ -99,6 +109,14 @@ def test_an_unknown_input_is_refused_rather_than_dropped() -> None:
 def test_rewards_that_are_switched_off_are_left_out() -> None:
     config = parse_config(form.read(RunConfig, sent(PRESETS["shapes"]) | {"rewards.shapes_fidelity.use": False}))
     assert [weighted.reward.name for weighted in config.rewards] == ["shapes_dense", "shapes_exact"]
+
+
+def test_prompts_have_a_line_each_and_may_hold_commas() -> None:
+    prompts = ("two lemons, a plate", 'a sign, "OPEN"')
+    config = configure("flux", {"prompts": list(prompts)})
+    read = form.read(RunConfig, sent(config) | {"task.prompts.lines": " a fox, asleep \n\n a boat\n"})
+    assert parse_config(read).prompts == prompts
+    assert read["task"]["lines"] == ["a fox, asleep", "a boat"]
 
 
 def test_a_view_follows_the_store_whoever_writes_it(studio: Studio) -> None:

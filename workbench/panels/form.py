@@ -92,8 +92,10 @@ def read(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read(annotation: Any, value: Any) -> Any:
     if not isinstance(value, dict):
-        is_list = get_origin(annotation) is tuple
-        return [part.strip() for part in value.split(",") if part.strip()] if is_list and isinstance(value, str) else value
+        if get_origin(annotation) is not tuple or not isinstance(value, str):
+            return value
+        parts = value.splitlines() if _is_lines(annotation) else value.split(",")
+        return [part.strip() for part in parts if part.strip()]
     members = _members(annotation)
     if get_origin(annotation) is tuple:
         return _read_list(get_args(annotation)[0], value)
@@ -159,7 +161,7 @@ def _list(path: str, name: str, field: FieldInfo, item: type[BaseModel], values:
         entry = present.get(label)
         row = f"{path}.{label}"
         switch = f'<input type="checkbox" name="{row}.use"{_on("checked", entry is not None)}>'
-        cells = [f'<label class="wb-inline wb-switch">{switch}{label}</label>']
+        cells = [f'<label class="wb-inline wb-switch">{switch}{label}</label><small>{_note(member)}</small>']
         for key, info in item.model_fields.items():
             if key != choice:
                 cells.append(_inline(f"{row}.{key}", key, info, getattr(entry, key) if entry else info.default))
@@ -167,7 +169,7 @@ def _list(path: str, name: str, field: FieldInfo, item: type[BaseModel], values:
         for key, info in member.model_fields.items():
             if key != "name":
                 cells.append(_inline(f"{row}.{choice}.{key}", key, info, getattr(extension, key)))
-        lines.append(f'<div class="wb-line" title="{_note(member)}"{_domain(member)}>{"".join(cells)}</div>')
+        lines.append(f'<div class="wb-line"{_domain(member)}>{"".join(cells)}</div>')
     legend = f"<legend>{_label(name)}</legend><small>{_plain(field.description)}</small>"
     return f'<fieldset class="wb-list" data-field="{path}">{legend}{"".join(lines)}</fieldset>'
 
@@ -215,12 +217,21 @@ def _input(path: str, field: FieldInfo, annotation: Any, value: Any, *, describe
         # a refused keystroke explains nothing; ranges are hints here, and the configuration's own sentence is shown
         bounds = "".join(f' data-{key}="{number:g}"' for key, number in limits.items())
         return f'<input type="number" step="{step}" {names}{bounds} value="{value!r}">'
+    if _is_lines(annotation):
+        return _lines(names, "\n".join(value))
+    if isinstance(value, str) and "\n" in value:
+        return _lines(names, value)
     if isinstance(value, tuple):
         return f'<input type="text" {names} value="{escape(", ".join(str(part) for part in value))}">'
     if value is None:
         return f'<input type="text" {names} value="">'
     limit = next((f' maxlength="{m.max_length}"' for m in field.metadata if isinstance(m, MaxLen)), "")
     return f'<input type="text" {names}{limit} value="{escape(str(value))}">'
+
+
+def _lines(names: str, text: str) -> str:
+    """A field of several lines, as high as what it holds."""
+    return f'<textarea rows="{min(8, max(2, text.count(chr(10)) + 1))}" {names}>{escape(text)}</textarea>'
 
 
 def _limits(field: FieldInfo) -> dict[str, float]:
@@ -273,6 +284,11 @@ def _is_list(annotation: Any) -> bool:
     """Several extensions with settings of their own beside them."""
     item = get_args(annotation)[0] if get_origin(annotation) is tuple else None
     return isinstance(item, type) and issubclass(item, BaseModel)
+
+
+def _is_lines(annotation: Any) -> bool:
+    """Several texts, which may hold commas, so each has a line of its own."""
+    return get_origin(annotation) is tuple and get_args(annotation)[0] is str
 
 
 def _label(name: str) -> str:
