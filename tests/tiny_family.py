@@ -64,6 +64,7 @@ class Family:
         settings: of its model, beside those of every tiny one.
         changes: of its run, beside those of every tiny one.
         learning: changes that make twenty iterations learn.
+        detached: passes of the network without a gradient that come with each one, as guidance asks for.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Family:
     settings: Mapping[str, Any] = field(default_factory=dict)
     changes: Mapping[str, Any] = field(default_factory=dict)
     learning: Mapping[str, Any] = field(default_factory=dict)
+    detached: int = 0
 
     @property
     def side(self) -> int:

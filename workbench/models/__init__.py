@@ -2,6 +2,7 @@ from workbench.contracts import Model
 from workbench.models.flux import FluxModel
 from workbench.models.glyphs import GlyphsModel
 from workbench.models.sana import SanaSprintModel
+from workbench.models.sd3 import SD3Model
 from workbench.models.shapes import ShapesModel
 from workbench.models.shapes_cm import ShapesConsistencyModel
 from workbench.models.shapes_fm import ShapesVelocityModel
@@ -12,5 +13,6 @@ MODELS: dict[str, type[Model]] = {
     "shapes_cm": ShapesConsistencyModel,
     "glyphs": GlyphsModel,
     "flux": FluxModel,
+    "sd3": SD3Model,
     "sana_sprint": SanaSprintModel,
 }

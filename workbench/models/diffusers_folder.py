@@ -6,35 +6,42 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 HEAD = "model_index.json"
 """The file that says which classes a pipeline is made of."""
 
+HUB = re.compile(r"[\w.-]+/[\w.-]+")
+"""The id of a model on the hub."""
+
 _ENDS = 2**20  # bytes of the beginning and the end of a file that tell its content
-_HUB = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def pipeline_folder(source: str, pipeline: str, parts: Sequence[str], *, offline: bool = False) -> Path:
+def pipeline_folder(
+    source: str, pipeline: str, parts: Sequence[str], optional: Sequence[str] = (), *, offline: bool = False
+) -> Path:
     """The folder of a pipeline.
 
     Args:
         source: a folder, or the id of a model on the hub, from where it is fetched once.
         pipeline: name of the class that it has to be.
         parts: the subfolders that are needed.
+        optional: those of them that may be missing where the pipeline's head says that it does without.
         offline: take only what has been fetched before.
     Raises: ValueError: if it is missing, gated, cannot be reached or holds another pipeline; says what to do.
     """
     folder = Path(source).expanduser()
     if not folder.is_dir():
-        if not _HUB.fullmatch(source):
+        if not HUB.fullmatch(source):
             raise ValueError(
                 f"model.source = {source!r} is no folder; name one with a {HEAD} in it, or a model of the hub such as "
                 "'black-forest-labs/FLUX.1-dev'"
             )
         folder = _fetched(source, pipeline, parts, offline)
-    _check(folder, pipeline)
+    head = _check(folder, pipeline)
     for part in parts:
-        if not (folder / part).is_dir():
+        absent = part in optional and not any(head.get(part) or ())  # saved as [null, null]
+        if not absent and not (folder / part).is_dir():
             raise ValueError(f"{folder} lacks the folder {part!r} of a {pipeline}; fetch it again")
     return folder
 
@@ -44,7 +51,7 @@ def cached_folder(source: str) -> Path | None:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
-    if not _HUB.fullmatch(source):
+    if not HUB.fullmatch(source):
         return None
     from huggingface_hub import try_to_load_from_cache
 
@@ -99,17 +106,31 @@ def quietly() -> Iterator[None]:
 def _fetched(source: str, pipeline: str, parts: Sequence[str], offline: bool) -> Path:
     """The hub's copy on this machine. Its head comes first, so that a wrong pipeline is not fetched whole."""
     from huggingface_hub import hf_hub_download, snapshot_download
+
+    with fetching(source, "model.source", f"{source} on the hub has no {HEAD}, so it is no pipeline of diffusers"):
+        _check(Path(hf_hub_download(source, HEAD, local_files_only=offline)).parent, pipeline)
+        patterns = [HEAD, *(f"{part}/*" for part in parts)]
+        return Path(snapshot_download(source, allow_patterns=patterns, local_files_only=offline))
+
+
+@contextmanager
+def fetching(source: str, setting: str, absent: str) -> Iterator[None]:
+    """Ask the hub for files of a model; what goes wrong is told in one line, with what to do.
+
+    Args:
+        source: the model's id.
+        setting: the key that names it in a configuration.
+        absent: what to say where the model is there and the file is not.
+    """
     from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError, RepositoryNotFoundError
 
     page = f"https://huggingface.co/{source}"
     try:
-        _check(Path(hf_hub_download(source, HEAD, local_files_only=offline)).parent, pipeline)
-        patterns = [HEAD, *(f"{part}/*" for part in parts)]
-        return Path(snapshot_download(source, allow_patterns=patterns, local_files_only=offline))
+        yield
     except GatedRepoError as error:
         raise ValueError(
             f"{source} is only given to those who accepted its licence: do so on {page}, then log in with `hf auth login`; or "
-            "let model.source name a folder that holds it"
+            f"let {setting} name a folder that holds it"
         ) from error
     except RepositoryNotFoundError as error:
         raise ValueError(
@@ -117,22 +138,25 @@ def _fetched(source: str, pipeline: str, parts: Sequence[str], offline: bool) ->
             "in with `hf auth login` where it is private"
         ) from error
     except RemoteEntryNotFoundError as error:
-        raise ValueError(f"{source} on the hub has no {HEAD}, so it is no pipeline of diffusers: look at {page}") from error
+        raise ValueError(f"{absent}: look at {page}") from error
     except OSError as error:
         cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ValueError(
             f"{source} is not on this machine and cannot be fetched from the hub: run `hf download {source}` where it can, "
-            f"having accepted the licence on {page} if it asks for that; or let model.source name a folder with it ({cause})"
+            f"having accepted the licence on {page} if it asks for that; or let {setting} name a folder with it ({cause})"
         ) from error
 
 
-def _check(folder: Path, pipeline: str) -> None:
+def _check(folder: Path, pipeline: str) -> dict[str, Any]:
+    """What the folder's head says. Raises: ValueError: if it is of another pipeline."""
     head = folder / HEAD
     try:
-        found = json.loads(head.read_text()).get("_class_name")
+        told = json.loads(head.read_text())
+        found = told.get("_class_name")
     except FileNotFoundError:
         raise ValueError(f"{folder} holds no pipeline of diffusers: it has no {HEAD}; name the folder that has it") from None
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{head} is not readable ({error}); fetch it again") from error
     if found != pipeline:
         raise ValueError(f"{folder} holds a {found}, and this model loads a {pipeline}; choose another folder or model.name")
+    return told

@@ -42,6 +42,7 @@ class PipelineModel(Model):
     component: ClassVar[str] = "transformer"
     pipeline: ClassVar[str]  # class of diffusers that a folder has to hold
     encoders: ClassVar[tuple[str, ...]]  # the parts that read prompts
+    optional: ClassVar[tuple[str, ...]] = ()  # those of them that a pipeline may say it does without
     example: ClassVar[str] = ""  # a model of the family on the hub
 
     @property
@@ -109,7 +110,7 @@ class PipelineModel(Model):
                 f"the model {self.name!r} needs {error.name}, which is not installed: pip install flow-map-workbench[models]",
                 name=error.name,
             ) from error
-        folder = pipeline_folder(self.source, self.pipeline, self.parts, offline=self.offline)
+        folder = pipeline_folder(self.source, self.pipeline, self.parts, self.optional, offline=self.offline)
         settings = {"dtype": DTYPES[self.dtype], "use_safetensors": True}
         with loading(folder):
             transformer = self.load_transformer(folder, settings)
@@ -178,9 +179,10 @@ class Encoders:
             return
         import diffusers
 
+        absent = {part: None for part in self.model.optional if not (self.folder / part).is_dir()}
         with loading(self.folder):
             pipeline = getattr(diffusers, self.model.pipeline).from_pretrained(
-                self.folder, transformer=None, vae=None, dtype=DTYPES[self.model.dtype], use_safetensors=True
+                self.folder, transformer=None, vae=None, dtype=DTYPES[self.model.dtype], use_safetensors=True, **absent
             )
         with quietly():  # an encoder that reads less than the longest one says so of every prompt
             self._check(pipeline, missing)
