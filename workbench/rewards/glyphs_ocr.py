@@ -1,7 +1,7 @@
 """Whether a text recogniser reads the word that a prompt asks for."""
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -51,27 +51,37 @@ def reader() -> Callable[[Tensor], list[str]]:
 
     Raises: ModuleNotFoundError: if it is not installed, saying how to install it.
     """
+    recogniser = engine(
+        "glyphs_ocr",
+        {"Rec.rec_batch_num": 1, "Rec.rec_img_shape": [3, 48, 48]},  # the least width; wider images are not squeezed
+    )
+
+    def read(images: Tensor) -> list[str]:
+        pixels = (images.detach().cpu().clamp(0, 1) * 255).round().byte().flip(1).permute(0, 2, 3, 1).contiguous().numpy()
+        return list(recogniser.recognize_txt(list(pixels)).txts or ()) if len(pixels) else []  # it takes BGR
+
+    return read
+
+
+def engine(reward: str, settings: Mapping[str, Any]) -> Any:
+    """RapidOCR on one core for each call, without a word on the screen.
+
+    Raises: ModuleNotFoundError: if it is not installed, saying which reward needs it and how to install it.
+    """
     try:
         import onnxruntime  # noqa: F401  # rapidocr itself comes without the engine that it runs on
         import rapidfuzz  # noqa: F401
         from rapidocr import RapidOCR
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"the reward 'glyphs_ocr' needs {error.name}, which is not installed: pip install flow-map-workbench[ocr]",
+            f"the reward {reward!r} needs {error.name}, which is not installed: pip install flow-map-workbench[ocr]",
             name=error.name,
         ) from error
-    engine = RapidOCR(
+    return RapidOCR(
         params={
             "Global.log_level": "error",
-            "Rec.rec_batch_num": 1,
-            "Rec.rec_img_shape": [3, 48, 48],  # the least width; wider images are not squeezed
             "EngineConfig.onnxruntime.intra_op_num_threads": 1,
             "EngineConfig.onnxruntime.inter_op_num_threads": 1,
+            **settings,
         }
     )
-
-    def read(images: Tensor) -> list[str]:
-        pixels = (images.detach().cpu().clamp(0, 1) * 255).round().byte().flip(1).permute(0, 2, 3, 1).contiguous().numpy()
-        return list(engine.recognize_txt(list(pixels)).txts or ()) if len(pixels) else []  # it takes BGR
-
-    return read
