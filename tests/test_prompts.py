@@ -1,6 +1,7 @@
 """Free prompts and the reward that any picture has: files and splits, bytes of JPEG."""
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,81 @@ def test_a_file_is_read_line_by_line_and_again_when_it_changes(tmp_path: Path) -
 def test_a_file_of_held_out_prompts_leaves_the_others_whole(tmp_path: Path) -> None:
     task = PromptsTask(lines=("a", "b"), held_out_file=file(tmp_path, "c"))
     assert both(task) == ({"a", "b"}, {"c"})
+
+
+def test_held_out_prompts_are_never_trained_on_even_where_both_files_have_them(tmp_path: Path) -> None:
+    held_out = file(tmp_path, "b", "c")
+    assert both(PromptsTask(lines=("a", "b"), held_out_file=held_out)) == ({"a"}, {"b", "c"})
+    with pytest.raises(ValueError, match="every prompt to train on is also held out"):
+        PromptsTask(lines=("b", "c"), held_out_file=held_out).prompts("train")
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "written"),
+    [
+        ("train.txt", "test.txt", "{}"),
+        ("train_metadata.jsonl", "test_metadata.jsonl", '{{"tag": "colors", "include": [{{"class": "cup"}}], "prompt": "{}"}}'),
+        ("train.jsonl", "evaluation_metadata.jsonl", '{{"prompt": "{}"}}'),
+    ],
+)
+def test_a_folder_holds_both_splits_in_the_formats_of_flow_grpo_and_geneval(
+    tmp_path: Path, train: str, test: str, written: str
+) -> None:
+    for name, prompts in ((train, ("a red cup", "ein Füchslein", "a red cup")), (test, ("a blue cup",))):
+        (tmp_path / name).write_text("\n".join(written.format(prompt) for prompt in prompts), "utf-8")
+    task = PromptsTask(file=str(tmp_path))
+    assert both(task) == ({"a red cup", "ein Füchslein"}, {"a blue cup"})
+    (tmp_path / test).unlink()
+    assert both(task)[0] | both(task)[1] == {"a red cup", "ein Füchslein"}  # one of the two is held out
+    (tmp_path / train).unlink()
+    with pytest.raises(ValueError, match=r"has none of train\.txt, train\.jsonl, train_metadata\.jsonl"):
+        task.prompts("train")
+
+
+def test_a_file_of_json_lines_is_read_by_its_prompts_alone(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('\ufeff{"prompt": "two\\nlines", "seed": 3}\n\n{"id": 1, "prompt": " a \\"B\\" sign "}\r\n', "utf-8")
+    assert set().union(*both(PromptsTask(file=str(path)))) == {"two lines", 'a "B" sign'}
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('{"prompt": "cut off', "line 3 is not JSON"),
+        ('{"text": "a fox"}', 'line 3 has no "prompt" that is text: {"text"'),
+        ('{"prompt": ["a fox"]}', 'line 3 has no "prompt"'),
+        ('{"prompt": " "}', 'line 3 has no "prompt"'),
+        ('"a fox"', 'line 3 has no "prompt"'),
+    ],
+)
+def test_a_line_of_json_without_a_prompt_is_named_by_its_number(tmp_path: Path, line: str, told: str) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(f'{{"prompt": "a"}}\n\n{line}\n')
+    with pytest.raises(ValueError, match=re.escape(told)) as caught:
+        PromptsTask(file=str(path)).prompts("train")
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("packaged", ["general", "text"])
+def test_the_packaged_lists_are_two_hundred_prompts_of_their_kind(packaged: str) -> None:
+    task = PromptsTask(packaged=packaged)
+    train, held_out = both(task)
+    assert not train & held_out
+    assert len(train | held_out) == 200
+    assert 25 < len(held_out) < 55
+    for prompt in train | held_out:
+        task.check(prompt)
+        assert len(prompt.split()) < 20
+        words = re.findall(r'"([^"]+)"', prompt)
+        assert len(words) == (packaged == "text"), prompt
+        assert all(len(word) <= 20 for word in words)
+
+
+def test_a_file_counts_before_a_packaged_list_and_that_before_lines(tmp_path: Path) -> None:
+    path = file(tmp_path, "a", "b")
+    assert set().union(*both(PromptsTask(file=path, packaged="text", lines=("c", "d")))) == {"a", "b"}
+    assert "c" not in set().union(*both(PromptsTask(packaged="general", lines=("c", "d"))))
+    assert both(PromptsTask(packaged="text", held_out_file=path))[1] == {"a", "b"}
 
 
 def test_bad_files_and_too_few_prompts_are_named(tmp_path: Path) -> None:
