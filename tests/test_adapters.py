@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_family import CPU, PROMPTS, Family, noise, sampled
 from tiny_flux import FLUX
+from tiny_flux_meanflow import FLUX_MEANFLOW
 from tiny_sana import SANA_SPRINT
 from tiny_sd3 import SD3
 from toy_training import assert_same_state, plain, told
@@ -24,7 +25,7 @@ from workbench.settings import RunConfig
 from workbench.store import Store
 from workbench.train import make_accelerator, train
 
-FAMILIES = {family.name: family for family in (FLUX, SANA_SPRINT, SD3)}
+FAMILIES = {family.name: family for family in (FLUX, FLUX_MEANFLOW, SANA_SPRINT, SD3)}
 
 
 @pytest.fixture(scope="module", autouse=True)

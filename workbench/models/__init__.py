@@ -1,5 +1,6 @@
 from workbench.contracts import Model
 from workbench.models.flux import FluxModel
+from workbench.models.flux_meanflow import FluxMeanFlowModel
 from workbench.models.glyphs import GlyphsModel
 from workbench.models.sana import SanaSprintModel
 from workbench.models.sd3 import SD3Model
@@ -13,6 +14,7 @@ MODELS: dict[str, type[Model]] = {
     "shapes_cm": ShapesConsistencyModel,
     "glyphs": GlyphsModel,
     "flux": FluxModel,
+    "flux_meanflow": FluxMeanFlowModel,
     "sd3": SD3Model,
     "sana_sprint": SanaSprintModel,
 }

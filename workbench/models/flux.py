@@ -50,11 +50,10 @@ class FluxMap(NetworkFlowMap):
 
     def _average_velocity(self, x: Tensor, t: float | Tensor, s: float | Tensor) -> Tensor:
         n, (rows, columns) = len(x), x.shape[-2:]
-        time = time_on(x, t).expand(n)
-        guidance = None if self.guidance is None else time.new_full((n,), self.guidance)
+        guidance = None if self.guidance is None else torch.full((n,), self.guidance, device=x.device)
         predicted = self.network(
             hidden_states=pack(x).to(self.hidden.dtype),
-            timestep=time,
+            **self._times(x, t, s),
             guidance=guidance,
             encoder_hidden_states=self.hidden.expand(n, -1, -1),
             pooled_projections=self.pooled.expand(n, -1),
@@ -63,6 +62,10 @@ class FluxMap(NetworkFlowMap):
             return_dict=False,
         )[0]
         return unpack(predicted.float(), rows, columns)
+
+    def _times(self, x: Tensor, t: float | Tensor, s: float | Tensor) -> dict[str, Tensor]:
+        """What the network is told of times, by name, each [N]; a velocity field is told no target."""
+        return {"timestep": time_on(x, t).expand(len(x))}
 
 
 def _places(rows: int, columns: int, like: Tensor) -> Tensor:

@@ -17,10 +17,11 @@ def tiny_flux(folder: Path | str | None = None, *, guidance: bool = True, seed: 
         guidance: whether it is told a guidance scale, as FLUX.1-dev is and schnell is not.
     Returns: the folder, which is there whole or not at all.
     """
-    return saved(partial(_flux, guidance), f"flux-{'dev' if guidance else 'schnell'}", folder, seed)
+    return saved(partial(random_flux, guidance), f"flux-{'dev' if guidance else 'schnell'}", folder, seed)
 
 
-def _flux(guidance: bool) -> Any:
+def random_flux(guidance: bool) -> Any:
+    """The pipeline in memory, its weights drawn from the global generator."""
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
     from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
