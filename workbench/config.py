@@ -43,14 +43,18 @@ LIVE = ("sampler", "prompts", "optimizer.learning_rate", "objective.kl_weight", 
 """What may change while a run goes on: settings, and extensions with all of theirs but their name."""
 
 
+PORTIONS = ("compute.sample_batch", "compute.train_batch")
+"""What else may, without changing what is computed: how much is done at a time."""
+
+
 def change_live(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     """A running configuration with dotted changes applied.
 
     Raises: ValueError: one line for each mistake; lists what may change, where something else was asked for.
     """
     for key in changes:
-        if _chooses_extension(key) or not any(key == live or key.startswith(f"{live}.") for live in LIVE):
-            choices = ", ".join(["sampler.*" if live == "sampler" else live for live in LIVE])
+        if _chooses_extension(key) or not any(key == live or key.startswith(f"{live}.") for live in (*LIVE, *PORTIONS)):
+            choices = ", ".join(["sampler.*" if live == "sampler" else live for live in (*LIVE, *PORTIONS)])
             raise ValueError(f"{key} cannot change while a run goes on; it can be set in a new run. What can change: {choices}")
     return change(config, changes) if changes else config
 

@@ -11,7 +11,7 @@ from functools import partial, wraps
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary, finalize
 
-from workbench.contracts import RewardFailed
+from workbench.contracts import OutOfMemory, RewardFailed
 from workbench.events import CheckpointReady, Controls, Evaluated, Event, Finished, IterationDone, Started
 from workbench.health import parted
 from workbench.history import History
@@ -221,7 +221,7 @@ class Job:
 
     def _end(self, status: str, error: BaseException | None = None) -> None:
         if error is not None:
-            told = isinstance(error, FloatingPointError | RewardFailed | StoreError | _Lost) and str(error)
+            told = isinstance(error, FloatingPointError | RewardFailed | OutOfMemory | StoreError | _Lost) and str(error)
             self.error = str(error) if told else f"{type(error).__name__}: {error}"
         elif status == "stopped" and self._reason:
             status, self.error = "failed", self._reason

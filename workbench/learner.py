@@ -1,5 +1,6 @@
 """Everything a run carries from one iteration to the next: policy, optimizer, averaged weights, rewards; and how it is saved."""
 
+import gc
 import math
 from collections.abc import Generator as Stream
 from collections.abc import Iterator, Mapping
@@ -68,6 +69,7 @@ class Learner:
         self.spreads = [1.0] * len(config.training_steps)  # running reward spread inside groups, by branching step
         self.iteration = 0
         self.checked = False  # whether preflight has been
+        self.whole = True  # unless an optimizer step broke off in its middle
         self.evaluated = -1  # the iteration up to which every evaluation that was due has been
 
     def draw_prompts(self) -> tuple[list[str], int]:
@@ -216,7 +218,9 @@ class Learner:
                 "lower optimizer.learning_rate or raise objective.kl_weight, then resume"
             )
         set_learning_rate(self.optimizer, self.learning_rate())
+        self.whole = False
         self.optimizer.step()
+        self.whole = True
         self.optimizer.zero_grad()
         return norm
 
@@ -245,6 +249,14 @@ class Learner:
         parameters, optimizer = snapshot
         self.policy.load(parameters)
         load_optimizer_tensors(self.optimizer, optimizer)
+        self.whole = True
+
+    def free(self) -> None:
+        """Give back what an iteration that broke off still holds of the device's memory."""
+        self.optimizer.zero_grad()
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def checkpoint(self) -> CheckpointReady:
         """The whole state; its tensors are live, so they must be written before the run goes on."""

@@ -3,13 +3,14 @@
 import platform
 import time
 from collections.abc import Iterator
+from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from workbench.config import RunConfig
-from workbench.contracts import RewardFailed
+from workbench.contracts import OutOfMemory, RewardFailed
 from workbench.evaluate import to_uint8
 from workbench.events import (
     Changed,
@@ -27,6 +28,7 @@ from workbench.examiner import REMEDY, Diverged
 from workbench.grpo import constant_groups
 from workbench.learner import Learner
 from workbench.lesson import Lesson
+from workbench.memory import memory_explained, out_of_memory, what_to_lower
 from workbench.preflight import preflight
 from workbench.rollout import stream_rollout
 from workbench.update import update_policy
@@ -52,13 +54,15 @@ def train(
     Raises:
         FloatingPointError: when a quantity stops being finite or the policy diverges.
         RewardFailed: when a reward raises or gives something else than one finite number per image.
+        OutOfMemory: when the device has too little memory; says what to lower.
         Before that the last good state is yielded as a checkpoint, unless it is the state itself that went wrong.
     """
     controls = controls or Controls()
-    learner = learner or Learner(config, accelerator or make_accelerator(config))
-    if resume is not None:
-        learner.restore(resume)
-    learner.read_ahead()
+    with memory_explained(config, "loading the model"):
+        learner = learner or Learner(config, accelerator or make_accelerator(config))
+        if resume is not None:
+            learner.restore(resume)
+        learner.read_ahead()
     yield Started(learner.iteration, _facts(learner))
     try:
         behind = learner.evaluated < learner.iteration  # a new run, or one whose last evaluation was lost
@@ -94,6 +98,15 @@ def train(
         if not diverged:
             yield learner.checkpoint()  # the iteration that failed has changed nothing yet
         raise
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        clear_frames(error.__traceback__)  # they hold what the iteration had worked out
+        learner.free()
+        if learner.whole:
+            yield from learner.examiner.rescued(learner.iteration)
+            yield learner.checkpoint()
+        raise OutOfMemory(what_to_lower(learner.config, f"iteration {learner.iteration + 1}", error)) from error
     finally:
         learner.examiner.close()
     summary = {"stopped": learner.iteration < config.iterations, "best_iteration": learner.examiner.best_iteration}

@@ -50,7 +50,7 @@ def update_policy(learner: Learns, lesson: Lesson) -> Stream[Progress, None, tup
     Costs one forward and backward pass for each row of the objective's portions and epoch, and once one forward pass of the
     reference and of the policy that sampled, where the objective wants them.
 
-    Raises: FloatingPointError: before anything is changed, if the loss or its gradient is not finite.
+    Raises: FloatingPointError: if the loss or its gradient is not finite; then, as after any other error, nothing has changed.
     """
     objective, policy, epochs = learner.config.objective, learner.policy, learner.config.grpo.epochs
     portions = objective.portions(lesson)
@@ -62,16 +62,16 @@ def update_policy(learner: Learns, lesson: Lesson) -> Stream[Progress, None, tup
     figures: dict[str, list[Tensor]] = {}
     norm = torch.zeros(())
     for _ in range(epochs):
-        for number, portion in enumerate(portions):
-            prediction = objective.predict(portion, policy.generator)
-            loss, told = objective.loss(portion, prediction, reference=references[number], old=olds[number])
-            for name, values in told.items():
-                figures.setdefault(name, []).append(values)
-            learner.accelerator.backward(loss)
-            yield Progress("update", number + 1, len(portions))
         try:
+            for number, portion in enumerate(portions):
+                prediction = objective.predict(portion, policy.generator)
+                loss, told = objective.loss(portion, prediction, reference=references[number], old=olds[number])
+                for name, values in told.items():
+                    figures.setdefault(name, []).append(values)
+                learner.accelerator.backward(loss)
+                yield Progress("update", number + 1, len(portions))
             norm = learner.apply_gradients()
-        except FloatingPointError:
+        except Exception:
             if undo is not None:
                 learner.undo(undo)
             raise

@@ -1,6 +1,7 @@
 """`train`: align a generator, or go on with an interrupted run."""
 
 import os
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -37,21 +38,24 @@ def train(
 
     Ctrl-C stops after the current iteration with a checkpoint; a second one ends it now.
     """
-    from workbench.config import configure, parse_config
+    from workbench.config import PORTIONS, change_live, configure, parse_config
     from workbench.jobs import Job
     from workbench.train import train as start
 
     options = {"iterations": iterations, "seed": seed, "title": title}
     given = {key: value for key, value in options.items() if value is not None}
-    if resume is not None and (changes or given or preset != "shapes"):
-        raise BadArguments("--resume goes on with the run's own settings; leave out --preset, --set and the like")
     with bad_arguments():
+        wanted = read_changes(changes)
+        if resume is not None and (given or preset != "shapes" or not wanted.keys() <= {*PORTIONS}):
+            told = "--resume goes on with the run's own settings; leave out --preset, --set and the like"
+            raise BadArguments(f"{told}; only {' and '.join(PORTIONS)}, which change no result, can be --set")
         if resume is None:
-            config, record, last = configure(preset, read_changes(changes) | given), open_store(runs, store), None
+            config, record, last = configure(preset, wanted | given), open_store(runs, store), None
         else:
             record = open_store(runs, store)
             run, last = reopen(record, resume, checkpoint, "train")
-            config = parse_config(record.run(run).config)
+            config = change_live(parse_config(record.run(run).config), wanted)
+            last = last and replace(last, state=last.state | {"changes": last.state.get("changes", {}) | wanted})
     if int(os.environ.get("RANK", "0")):  # torchrun: the first process keeps the record, the others follow it
         with Interrupts():
             for _ in start(config, resume=last):
