@@ -20,6 +20,7 @@ from workbench.export import write_weights
 from workbench.flow import time_grid
 from workbench.learner import Learner
 from workbench.models.policy import Policy
+from workbench.merging import write_merged
 from workbench.rollout import drain
 from workbench.settings import RunConfig
 from workbench.store import Store
@@ -182,6 +183,26 @@ def test_all_weights_take_the_place_of_the_components_file(family: Family, folde
 
 
 # Bad input
+def test_merged_weights_are_a_pipeline_that_draws_the_same(family: Family, folder: Path, store: Store) -> None:
+    config = family.run(folder, iterations=1, adapter__alpha=6)
+    run = recorded(config, store)
+    policy = load_policy(config, store.load_checkpoint(run))
+    x = noise(policy.generator.latent_shape)
+    theirs, times = family.drawn(drain(write_merged(store, run, pipeline=True)), list(PROMPTS), x, 4, None)
+    assert (sampled(policy.generator, x, times) - theirs).abs().max() <= 1e-4
+    with policy.beginning() as base:
+        assert (sampled(base, x, times) - theirs).abs().max() > 5e-4
+
+
+def test_a_run_that_begins_from_an_exported_lora_begins_where_that_ended(family: Family, folder: Path, store: Store) -> None:
+    config = family.run(folder, iterations=1, adapter__alpha=6)
+    run = recorded(config, store)
+    policy, times = load_policy(config, store.load_checkpoint(run)), time_grid(2, 1.9)
+    x = noise(policy.generator.latent_shape)
+    again = load_policy(family.run(folder, adapter__start=str(write_weights(store, run))))  # its alpha is another
+    assert torch.allclose(sampled(again.generator, x, times), sampled(policy.generator, x, times), atol=1e-5)
+
+
 
 
 def test_another_pipeline_is_named(family: Family, folder: Path, tmp_path: Path) -> None:

@@ -95,6 +95,7 @@ LAYERS = (
         "branching",
         "shelf",
         "export",
+        "merging",
         "example",
         "masking",
         "provenance",

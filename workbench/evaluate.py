@@ -31,7 +31,15 @@ def load_policy(config: RunConfig, checkpoint: CheckpointReady | None = None, de
     """The policy of a run as evaluation sees it: the averaged weights of a checkpoint, or the base where there is none."""
     adapter = config.adapter
     policy = Policy(
-        config.model, torch.device(device), adapter=adapter.kind, rank=adapter.rank, alpha=adapter.alpha, seed=config.seed
+        config.model,
+        torch.device(device),
+        adapter=adapter.kind,
+        rank=adapter.rank,
+        alpha=adapter.alpha,
+        seed=config.seed,
+        start=adapter.start,
+        reference=adapter.reference,
+        other_base=adapter.other_base,
     )
     if checkpoint is not None:
         policy.load(checkpoint.tensors["ema"])

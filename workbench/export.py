@@ -19,17 +19,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from typing_extensions import TypedDict
 
-from workbench import checkpoints
+from workbench import __version__, checkpoints
 from workbench.config import RunConfig, parse_config, validated
 from workbench.events import Event, Measure, Progress
 from workbench.exact_json import fields_of, from_json, to_json
 from workbench.models.embedded import EmbeddedModel, shipped_weights
+from workbench.models.lora import DIFFUSERS_NOTE, NOTE, PEFT, base_of
 from workbench.records import OVER, Row, Run
 from workbench.store import Store
 from workbench.whole_file import whole_file
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from workbench.events import CheckpointReady
 
 LARGEST = 16 * 2**30
 """Most bytes that an archive may unpack to."""
@@ -164,25 +167,52 @@ def write_weights(store: Store, run: str, iteration: int | None = None) -> Path:
 
     Raises: ValueError: if the run has no such checkpoint; StoreError: if the disk refuses.
     """
-    found = store.run(run)
-    if found.training is None:
-        raise ValueError(f"run {found.id} is of kind {found.kind!r}; its weights are in its own folder, {store.folder(found.id)}")
-    checkpoint, config = store.load_checkpoint(found.id, iteration), parse_config(found.training)
+    found, checkpoint, config = averaged(store, run, iteration)
     stem = export_folder(store, found.id) / f"{found.id}-{checkpoint.iteration:06d}"
-    made = {"run": found.id, "iteration": checkpoint.iteration, "title": found.title, "model": config.model.name}
+    made = made_of(found, checkpoint.iteration, config)
     try:
         with store.disk(stem.parent):
             component, trained = config.model.component, checkpoint.tensors["ema"]
             if config.adapter.kind == "lora" and component:
-                return _write_safely(stem.with_name(f"{stem.name}-lora.safetensors"), lora_for_diffusers(trained, config), made)
+                return write_lora(stem.with_name(f"{stem.name}-lora.safetensors"), trained, config, made)
             if config.adapter.kind == "lora":
-                return _write_adapter(stem.with_name(f"{stem.name}-lora.zip"), checkpoint.tensors["ema"], config, made)
+                return _write_adapter(stem.with_name(f"{stem.name}-lora.zip"), trained, config, made)
             prefix = "" if component else "network."
             tensors = _beside(config) | {f"{prefix}{name}": value for name, value in trained.items()}
             return _write_safely(stem.with_name(f"{stem.name}.safetensors"), tensors, made)
     except SafetensorError as error:  # how the library reports a full disk
         with store.disk(stem.parent):
             raise OSError(str(error)) from error
+
+
+def averaged(store: Store, run: str, iteration: int | None = None) -> tuple[Run, "CheckpointReady", RunConfig]:
+    """A training run with its checkpoint, the last one without `iteration`, and its settings.
+
+    Raises: ValueError: if the run trains no policy or has no such checkpoint.
+    """
+    found = store.run(run)
+    if found.training is None:
+        raise ValueError(f"run {found.id} is of kind {found.kind!r}; its weights are in its own folder, {store.folder(found.id)}")
+    return found, store.load_checkpoint(found.id, iteration), parse_config(found.training)
+
+
+def made_of(run: Run, iteration: int, config: RunConfig) -> dict[str, Any]:
+    """What a file of weights says of where it comes from; no words in a prompt call for it."""
+    base = base_of(config.model)
+    told = {"run": run.id, "iteration": iteration, "title": run.title, "model": config.model.name, "trigger": None}
+    adapter = {"rank": config.adapter.rank, "alpha": config.adapter.alpha} if config.adapter.kind == "lora" else {}
+    return told | adapter | {"base": base.name, "base_digest": base.digest, "version": __version__}
+
+
+def write_lora(path: Path, tensors: "Mapping[str, Tensor]", config: RunConfig, made: dict[str, Any]) -> Path:
+    """A policy's adapters as a file for diffusers' `load_lora_weights`, all of it or nothing; says what it was made of."""
+    content = lora_for_diffusers(tensors, config)
+    prefix = f"{config.model.component}."
+    layers = sorted({name.removeprefix(prefix).partition(".lora_")[0] for name in content})
+    rank = config.adapter.rank  # and so is alpha: the scale is in the weights
+    settings = {"r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "bias": "none", "target_modules": layers}
+    note = json.dumps({f"{prefix}{name}": value for name, value in settings.items()}, sort_keys=True)
+    return _write_safely(path, content, made, {DIFFUSERS_NOTE: note})
 
 
 def lora_for_diffusers(tensors: "Mapping[str, Tensor]", config: RunConfig) -> "dict[str, Tensor]":
@@ -197,10 +227,12 @@ def lora_for_diffusers(tensors: "Mapping[str, Tensor]", config: RunConfig) -> "d
     return found
 
 
-def _write_safely(path: Path, tensors: "Mapping[str, Tensor]", made: dict[str, Any]) -> Path:
+def _write_safely(
+    path: Path, tensors: "Mapping[str, Tensor]", made: dict[str, Any], notes: Mapping[str, str] | None = None
+) -> Path:
     with whole_file(path) as hidden:
         content = {name: value.contiguous() for name, value in tensors.items()}
-        save_file(content, hidden, {"format": "pt", "workbench": json.dumps(made)})
+        save_file(content, hidden, {"format": "pt", NOTE: json.dumps(made), **(notes or {})})
     return path
 
 
@@ -214,17 +246,17 @@ def _write_adapter(path: Path, tensors: dict[str, Any], config: RunConfig, made:
         "lora_alpha": config.adapter.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": sorted(config.model.adapter_targets),
+        "target_modules": sorted({name.removeprefix("base_model.model.").partition(".lora_")[0] for name in tensors}),
         "inference_mode": True,
     }
     plain = {name.replace(".default.", "."): value.contiguous() for name, value in tensors.items()}
     sentence = "Load it with peft's `PeftModel.from_pretrained(network, folder)`, on the network that the run began from.\n"
     weights = path.with_name(f".{path.stem}.safetensors")
     try:
-        save_file(plain, weights, {"format": "pt", "workbench": json.dumps(made)})
+        save_file(plain, weights, {"format": "pt", NOTE: json.dumps(made)})
         with whole_file(path) as hidden, zipfile.ZipFile(hidden, "w") as archive:
-            archive.writestr("adapter_config.json", json.dumps(settings, indent=2))
-            archive.write(weights, "adapter_model.safetensors")
+            archive.writestr(PEFT[0], json.dumps(settings, indent=2))
+            archive.write(weights, PEFT[1])
             archive.writestr("README.md", f"# {made['title']}\n\n{sentence}\n```json\n{json.dumps(made, indent=2)}\n```\n")
     finally:
         weights.unlink(missing_ok=True)

@@ -53,6 +53,9 @@ class Learner:
             precision=config.compute.precision,
         )
         self.optimizer = accelerator.prepare(
+            start=adapter.start,
+            reference=adapter.reference,
+            other_base=adapter.other_base,
             torch.optim.AdamW(
                 self.policy.parameters.values(),
                 lr=optimizer.learning_rate,

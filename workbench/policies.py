@@ -35,7 +35,10 @@ class Chosen:
     @property
     def title(self) -> str:
         """For people: the run and how far it had come, or the base."""
-        return f"run {self.run} after {self.iteration} iterations" if self.run else f"the base model {self.config.model.name!r}"
+        if self.run:
+            return f"run {self.run} after {self.iteration} iterations"
+        start = self.config.adapter.start
+        return f"the base model {self.config.model.name!r}" + (f" with the LoRA {start}" if start else "")
 
     def load(self) -> "Policy":
         """The policy, in memory of its own."""
@@ -157,7 +160,7 @@ class Policies:
         policy = newest(self._networks, key, NETWORKS)
         with torch.no_grad():
             if chosen.checkpoint is None:
-                with policy.reference() as base:
+                with policy.beginning() as base:
                     yield base
                 return
             if "ema" not in chosen.checkpoint.tensors:

@@ -379,8 +379,9 @@ def _parts(kind: str, config: Mapping[str, Any], notes: list[str]) -> "tuple[Any
 
             settings = parse_config({name: value for name, value in config.items() if name in RunConfig.model_fields})
             trained, judging = (each.reward for each in settings.rewards), (each.reward for each in settings.eval_rewards)
-            loaded: list[Any] = [settings.model, *trained, *judging]
-            return settings.task, [(extension.name, extension) for extension in loaded]
+            extensions: list[Any] = [settings.model, *trained, *judging]
+            loaded: list[Any] = [*((each.name, each) for each in extensions), ("adapter.start", settings.adapter)]
+            return settings.task, loaded
         if kind == "pretrain":
             from workbench.models.embedded import shipped_weights
             from workbench.pretrain import recorded_recipe

@@ -48,12 +48,17 @@ def check_maps(config: "RunConfig") -> None:
 
 
 def check_adapter(config: "RunConfig") -> None:
-    """What is trained is precise enough to take small steps."""
+    """What is trained is precise enough to take small steps, and is of the kind that it begins from."""
     dtype = getattr(config.model, "dtype", "fp32")
     if config.adapter.kind == "full" and dtype != "fp32":
         raise ValueError(
             f"adapter.kind = 'full' trains weights that model.dtype = {dtype!r} holds too coarsely for small steps; use "
             "adapter.kind = 'lora', or model.dtype = 'fp32'"
+        )
+    if config.adapter.start and config.adapter.kind != "lora":
+        raise ValueError(
+            f"adapter.start = {config.adapter.start!r} are adapters, and adapter.kind = {config.adapter.kind!r} trains none; use "
+            "adapter.kind = 'lora', or merged weights as the model"
         )
 
 

@@ -1,6 +1,7 @@
 """A run's whole configuration as one frozen object, in groups whose fields carry range, unit and help."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -8,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from workbench.contracts import Extension
 from workbench.flow import time_grid
 from workbench.models import MODELS
+from workbench.models.lora import lora_file
 from workbench.objectives import OBJECTIVES
 from workbench.rewards import REWARDS
 from workbench.rules import check_adapter, check_domain, check_maps, check_noise, check_rollout
@@ -152,6 +154,29 @@ class AdapterConfig(Settings):
     )
     rank: int = Field(16, ge=1, le=512, description="rank of the adapters")
     alpha: float = Field(32.0, gt=0, description="scale of the adapters, applied as alpha / rank")
+    start: str = Field(
+        "",
+        description="LoRA to begin from, of the same base and rank: a file that diffusers or peft wrote, or its folder; the "
+        "layers that it adapts are those that are trained",
+        json_schema_extra=_when(kind="lora"),
+    )
+    reference: Literal["start", "base"] = Field(
+        "start",
+        description="what the KL holds a policy to that begins from a LoRA. start: that LoRA; base: the model without it",
+        json_schema_extra=_when(kind="lora"),
+    )
+    other_base: bool = Field(
+        False,
+        description="begin from a LoRA even where it was trained on other weights of the same shape",
+        json_schema_extra=_when(kind="lora"),
+    )
+
+    def weight_files(self) -> tuple[Path, ...]:
+        """The LoRA that training begins from, where it is here."""
+        try:
+            return (lora_file(self.start),) if self.start else ()
+        except ValueError:
+            return ()
 
 
 class EvaluationConfig(Settings):
