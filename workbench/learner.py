@@ -51,11 +51,11 @@ class Learner:
             alpha=adapter.alpha,
             seed=config.seed,
             precision=config.compute.precision,
-        )
-        self.optimizer = accelerator.prepare(
             start=adapter.start,
             reference=adapter.reference,
             other_base=adapter.other_base,
+        )
+        self.optimizer = accelerator.prepare(
             torch.optim.AdamW(
                 self.policy.parameters.values(),
                 lr=optimizer.learning_rate,
