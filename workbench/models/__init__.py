@@ -1,5 +1,6 @@
 from workbench.contracts import Model
 from workbench.models.flux import FluxModel
+from workbench.models.flux2 import Flux2KleinModel
 from workbench.models.flux_meanflow import FluxMeanFlowModel
 from workbench.models.glyphs import GlyphsModel
 from workbench.models.sana import SanaSprintModel
@@ -16,5 +17,6 @@ MODELS: dict[str, type[Model]] = {
     "flux": FluxModel,
     "flux_meanflow": FluxMeanFlowModel,
     "sd3": SD3Model,
+    "flux2_klein": Flux2KleinModel,
     "sana_sprint": SanaSprintModel,
 }

@@ -74,6 +74,9 @@ class PipelineModel(Model):
     def latent_shape(self, transformer: Any, vae: Any) -> tuple[int, ...]:
         """Of one picture, without the batch. Raises: ValueError: if `resolution` does not fit."""
 
+    def check(self, folder: Path) -> None:
+        """Raise ValueError, before anything is loaded, where what a folder says of itself does not fit the settings."""
+
     def normalise(self, latents: Tensor, vae: Any) -> Tensor:
         """The autoencoder's numbers -> latents of about unit variance."""
         return (latents - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
@@ -111,6 +114,7 @@ class PipelineModel(Model):
                 name=error.name,
             ) from error
         folder = pipeline_folder(self.source, self.pipeline, self.parts, self.optional, offline=self.offline)
+        self.check(folder)
         settings = {"dtype": DTYPES[self.dtype], "use_safetensors": True}
         with loading(folder):
             transformer = self.load_transformer(folder, settings)

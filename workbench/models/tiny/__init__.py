@@ -55,3 +55,18 @@ def t5_tokenizer() -> Any:
 
     known = ["<pad>", "</s>", "<unk>", *LETTERS.replace(" ", "▁")]
     return T5TokenizerFast(vocab=[(token, 0.0 if place < 3 else -2.0) for place, token in enumerate(known)], extra_ids=0)
+
+
+def chat_tokenizer() -> Any:
+    """Every letter a token, and the marks of a chat."""
+    from transformers import Qwen2TokenizerFast
+
+    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
+    letters = LETTERS.replace(" ", "Ġ") + "Ċ"  # as byte-level tokens write a space and the end of a line
+    made = Qwen2TokenizerFast(
+        vocab={token: place for place, token in enumerate([*letters, *marks])}, merges=[], additional_special_tokens=marks[1:]
+    )
+    made.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message.content }}<|im_end|>\n{% endfor %}<|im_start|><think>\n\n</think>"
+    )
+    return made
