@@ -1,4 +1,4 @@
-"""Rewards that judge beside the training: what they say, when they fail, and that they leave nothing behind."""
+"""Rewards beside the one who draws, and those that only judge: what they say, how they fail, and that nothing is left behind."""
 
 import threading
 from concurrent.futures import CancelledError
@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from workbench.contracts import Reward, RewardFailed, RewardFunction
-from workbench.scoring import PORTION, Judges
+from workbench.events import Progress
+from workbench.rollout import drain
+from workbench.scoring import PORTION, Judges, Rewards, Scores
+from workbench.settings import WeightedReward
 
 CPU = torch.device("cpu")
 IMAGES = torch.rand(2 * PORTION + 5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -159,3 +162,181 @@ def test_judges_that_are_forgotten_take_their_thread_with_them(gate: threading.E
     del judges
     thread.join(30)
     assert not thread.is_alive()
+
+
+# --- rewards that are trained on
+
+
+class Called(Brightness):
+    """Mean brightness; remembers of each call how many images it saw, in which thread, and whether gradients were kept."""
+
+    calls: ClassVar[list[tuple[int, str, bool]]] = []
+    gate: ClassVar[threading.Event] = threading.Event()
+    begun: ClassVar[threading.Event] = threading.Event()
+
+    def load(self, device: torch.device) -> RewardFunction:
+        def score(images: Tensor, prompts: list[str]) -> Tensor:
+            self.calls.append((len(images), threading.current_thread().name, torch.is_grad_enabled()))
+            self.begun.set()
+            assert self.gate.wait(30)
+            return images.mean((1, 2, 3))
+
+        return score
+
+
+class Elsewhere(Called):
+    """The same, worked out by others."""
+
+    name: Literal["elsewhere"] = "elsewhere"  # type: ignore[assignment]
+    waits: ClassVar[bool] = True
+
+
+class Lengths(Brightness):
+    """The number that ends each prompt."""
+
+    name: Literal["lengths"] = "lengths"  # type: ignore[assignment]
+
+    def load(self, device: torch.device) -> RewardFunction:
+        return lambda images, prompts: torch.tensor([float(prompt.split()[-1]) for prompt in prompts])
+
+
+@pytest.fixture
+def called() -> type[Called]:
+    Called.calls.clear()
+    Called.gate.set()
+    Called.begun.clear()
+    return Called
+
+
+def rewards(*chosen: Reward) -> Rewards:
+    return Rewards([WeightedReward.model_construct(reward=reward, weight=1.0) for reward in chosen], CPU)
+
+
+def add_all(scores: Scores, size: int = 10) -> None:
+    for start in range(0, len(IMAGES), size):
+        scores.add(IMAGES[start : start + size], PROMPTS[start : start + size])
+
+
+def reward_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("reward")]
+
+
+def test_scores_by_portions_are_those_of_the_whole_batch_in_its_order(called: type[Called]) -> None:
+    ours = rewards(Elsewhere(), Lengths(), Called())
+    whole = ours.score(IMAGES, PROMPTS)
+    assert not reward_threads()  # none is begun before it is needed
+    scores = ours.begin()
+    add_all(scores)
+    parts = drain(scores.collect())
+    assert list(parts) == ["elsewhere", "lengths", "brightness"]
+    assert all(torch.equal(parts[name], whole[name]) for name in whole)
+    assert torch.equal(ours.total(parts), ours.total(whole))
+    ours.close()
+    assert not reward_threads()
+
+
+def test_those_that_compute_share_a_thread_and_each_that_waits_has_its_own(called: type[Called]) -> None:
+    ours = rewards(Called(), Elsewhere(), Lengths())
+    scores = ours.begin()
+    add_all(scores)
+    assert len(reward_threads()) == 2
+    drain(scores.collect())
+    ours.close()
+    assert len({name for _, name, _ in called.calls}) == 2
+    assert not any(kept for _, _, kept in called.calls)  # no gradients
+
+
+def test_a_portion_is_scored_while_the_next_is_drawn_and_waiting_gives_signs_of_life(called: type[Called]) -> None:
+    called.gate.clear()
+    ours = rewards(Called())
+    scores = ours.begin()
+    scores.add(IMAGES[:3], PROMPTS[:3])
+    assert called.begun.wait(30)  # though the batch goes on
+    scores.add(IMAGES[3:8], PROMPTS[3:8])
+    stream = scores.collect()
+    assert [next(stream), next(stream)] == [Progress("score", 0, 8)] * 2
+    called.gate.set()
+    assert torch.equal(drain(stream)["brightness"], IMAGES[:8].mean((1, 2, 3)))
+    assert [count for count, _, _ in called.calls] == [3, 5]
+    ours.close()
+
+
+def test_one_that_waits_takes_all_that_has_come_meanwhile_at_once(called: type[Called]) -> None:
+    called.gate.clear()
+    ours = rewards(Elsewhere())
+    scores = ours.begin()
+    scores.add(IMAGES[:10], PROMPTS[:10])
+    assert called.begun.wait(30)
+    for start in range(10, len(IMAGES), 10):
+        scores.add(IMAGES[start : start + 10], PROMPTS[start : start + 10])
+    called.gate.set()
+    values = drain(scores.collect())["elsewhere"]
+    assert torch.equal(values, IMAGES.mean((1, 2, 3)))
+    assert [count for count, _, _ in called.calls] == [10, len(IMAGES) - 10]
+    ours.close()
+
+
+def test_a_failure_is_told_with_its_place_in_the_batch_and_ends_the_drawing_early() -> None:
+    ours = rewards(Lengths(), Faulty())
+    scores = ours.begin()
+    add_all(scores, 20)
+    with pytest.raises(RewardFailed, match=r"reward 'faulty' raised KeyError.* for sample 40, prompt 'prompt 40'; .*resume"):
+        drain(scores.collect())
+    with pytest.raises(RewardFailed, match="prompt 40"):
+        scores.add(IMAGES[:3], PROMPTS[:3])
+    again = ours.begin()  # the next batch is another matter
+    again.add(IMAGES[:3], PROMPTS[:3])
+    assert drain(again.collect())["faulty"].shape == (3,)
+    ours.close()
+
+
+def test_what_a_reward_says_of_its_own_failure_is_passed_on_without_a_search() -> None:
+    asked = []
+
+    class Knows(Brightness):
+        """Names the cause itself."""
+
+        def load(self, device: torch.device) -> RewardFunction:
+            def score(images: Tensor, prompts: list[str]) -> Tensor:
+                asked.append(len(images))
+                raise RewardFailed("http://host is down, for prompt 'a'")
+
+            return score
+
+    ours = rewards(Knows())
+    with pytest.raises(RewardFailed, match=r"reward 'brightness': http://host is down, for prompt 'a'; mend it, then resume"):
+        ours.score(IMAGES, PROMPTS)
+    assert asked == [len(IMAGES)]
+
+
+def test_closing_breaks_off_what_waits_for_others_and_leaves_no_thread() -> None:
+    class Hanging(Brightness):
+        """Waits until it is closed."""
+
+        waits: ClassVar[bool] = True
+
+        def load(self, device: torch.device) -> RewardFunction:
+            return Hung()
+
+    class Hung:
+        def __init__(self) -> None:
+            self.begun, self.broken_off = threading.Event(), threading.Event()
+
+        def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+            self.begun.set()
+            assert self.broken_off.wait(30)
+            raise RewardFailed("broken off")
+
+        def close(self) -> None:
+            self.broken_off.set()
+
+    ours = rewards(Hanging())
+    scores = ours.begin()
+    add_all(scores)
+    (hung,) = ours._loaded
+    assert hung.begun.wait(30)
+    ours.close()
+    ours.close()
+    assert not reward_threads()
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        ours.begin().add(IMAGES, PROMPTS)

@@ -1,7 +1,7 @@
 """Held-out evaluation: rewards, diversity and distance to the base, with the deterministic sampler and confidence intervals."""
 
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Generator as Stream
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -79,12 +79,14 @@ def stream_images(
     times: Sequence[float],
     sampler: Sampler | None = None,
     batch: int = 512,
+    finished: Callable[[Tensor, Sequence[str]], None] | None = None,
 ) -> Stream[Progress, None, Tensor]:
     """Images of prompts at seeds; yields progress, returns [N, 3, H, W] in [0, 1] on the CPU.
 
     Args:
         times: the grid, from 1 down to 0.
         sampler: the transition kernel, `deployed_sampler` where none is given; each image draws its noise from its own seed.
+        finished: takes each portion of images, where they were drawn, and its prompts, in their order.
     """
     kernel, steps = sampler or deployed_sampler(generator.kind), len(times) - 1
     images = []
@@ -99,7 +101,10 @@ def stream_images(
                 streams = [seed_stream("image", seed, step) for seed in own]
                 x = transition.sample(seeded_noise(streams, generator.latent_shape, generator.device))
             yield Progress("generate", start + len(own) * (step + 1) // steps, len(prompts))
-        images.append(generator.decode(x).cpu())
+        drawn = generator.decode(x)
+        if finished is not None:
+            finished(drawn, prompts[start : start + batch])
+        images.append(drawn.cpu())
     return torch.cat(images)
 
 

@@ -1,7 +1,7 @@
 """Rollouts: prompts -> groups of samples, and the stochastic transitions that a policy gradient needs."""
 
+from collections.abc import Callable, Sequence
 from collections.abc import Generator as Stream
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, TypeVar
@@ -15,6 +15,9 @@ from workbench.flow import Gaussian, seed_stream, seeded_noise
 from workbench.samplers.ode import deterministic_step
 
 T = TypeVar("T")
+
+Finished = Callable[[Tensor, Tensor], None]
+"""Takes latents [n, ...] at t = 0, and which of the prompts each is of, [n]."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,7 @@ def stream_rollout(
     *,
     key: tuple[int | str, ...],
     first_prompt: int = 0,
+    finished: Finished | None = None,
 ) -> Stream[Progress, None, Rollout]:
     """Draw a group of samples for each prompt, and where several steps branch one for each of these; yields progress.
 
@@ -146,6 +150,7 @@ def stream_rollout(
         prompts: [P].
         key: names the streams of randomness, for example (run seed, iteration).
         first_prompt: index of prompts[0] in the whole batch, so that processes sharing a batch draw the samples that one would.
+        finished: told of each portion of samples as soon as it is drawn, in their order.
     """
     size, turns = plan.group_size, len(plan.steps) if plan.structure == "branch" else 1
     seeds = [
@@ -154,7 +159,7 @@ def stream_rollout(
         for p in range(len(prompts))
         for j in range(size)
     ]
-    drawing = _Drawing(generator, sampler, generator.embed(prompts), plan)
+    drawing = _Drawing(generator, sampler, generator.embed(prompts), plan, finished)
     draw = {"chain": drawing.chains, "branch": drawing.branches, "tree": drawing.tree}[plan.structure]
     transitions, final = yield from draw(seeds)
     rows = torch.arange(len(prompts)).repeat_interleave(size).repeat(turns)
@@ -181,6 +186,7 @@ class _Drawing:
     sampler: Sampler
     embeddings: Any  # of the distinct prompts
     plan: Plan
+    finished: Finished | None = None
 
     def chains(self, seeds: Sequence[int]) -> _Drawn:
         """A trajectory for each seed; where no step is stochastic they differ by their initial noise alone."""
@@ -192,7 +198,7 @@ class _Drawing:
             x = yield from self._carry(x, rows, plan.times[at : step + 1])
             transitions.append((yield from self._draw(x, rows, step, self._noise(seeds, step)[:, None], leaves)))
             x, at = transitions[-1].children[:, 0], step + 1
-        x = yield from self._carry(x, rows, plan.times[at : last + 1])
+        x = yield from self._carry(x, rows, plan.times[at : last + 1], self.finished)
         return transitions, x
 
     def branches(self, seeds: Sequence[int]) -> _Drawn:
@@ -242,7 +248,7 @@ class _Drawing:
             after = plan.times[step + 1 :] if last else plan.times[step + 1 : splits[place + 1] + 1]
             if last and plan.completion == "jump":
                 after = (plan.times[step + 1], 0.0)
-            x = yield from self._carry(x, rows, after)
+            x = yield from self._carry(x, rows, after, self.finished if last else None)
         return transitions, x
 
     def _draw(
@@ -262,8 +268,10 @@ class _Drawing:
         log_probs = child_log_probs(gaussian, children)
         return Transition(step, t, s, std, rows, x, children, gaussian.mean, log_probs, leaves)
 
-    def _carry(self, x: Tensor, rows: Tensor, times: Sequence[float]) -> Stream[Progress, None, Tensor]:
-        """Deterministic steps along `times`, from its first to its last."""
+    def _carry(
+        self, x: Tensor, rows: Tensor, times: Sequence[float], finished: Finished | None = None
+    ) -> Stream[Progress, None, Tensor]:
+        """Deterministic steps along `times`, from its first to its last; `finished` is told of each portion that is there."""
         if len(times) < 2:
             return x
         parts, batch = [], self.plan.sample_batch
@@ -273,6 +281,8 @@ class _Drawing:
                 part = deterministic_step(flow_map, part, t, s)
                 yield Progress("rollout", start, len(x))
             parts.append(part)
+            if finished is not None:
+                finished(part, rows[start : start + batch])
         return torch.cat(parts)
 
     def _noise(self, seeds: Sequence[int], step: int) -> Tensor:
