@@ -197,5 +197,9 @@ class OutOfMemory(RuntimeError):
     """The device has less memory than a run asked for; says what to lower."""
 
 
+class Diverged(FloatingPointError):
+    """The policy itself has gone wrong, so its present state is not worth keeping."""
+
+
 class RewardFailed(ValueError):
     """A reward raised, or gave a value that is not one finite number per image."""

@@ -12,17 +12,14 @@ import torch
 from torch import Tensor
 
 from workbench.config import RunConfig
-from workbench.contracts import RewardFailed
+from workbench.contracts import Diverged, RewardFailed
 from workbench.evaluate import HeldOut, breakdown, held_out, measure, measure_groups, stream_images, thumbnails, to_uint8
 from workbench.events import Evaluated, Event, Measure, Preview, Progress, Sampled
 from workbench.models.policy import Policy
+from workbench.ranks import Ranks
 from workbench.scoring import Judgement, Judges, Rewards
 
 REMEDY = "resume from an earlier checkpoint with a smaller optimizer.learning_rate or a larger objective.kl_weight"
-
-
-class Diverged(FloatingPointError):
-    """The policy itself has gone wrong, so its present state is not worth keeping."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +39,25 @@ class Examiner:
 
     Judges that take long work beside the training: an evaluation is told once they are done.
 
+    Several processes draw and score a share each; the first alone asks the judges, since it alone tells what they say.
+
     Args:
         averaged: puts the averaged weights in place of the policy's while it is entered.
+        ranks: the processes of the run, all of which examine alike.
     """
 
     def __init__(
-        self, config: RunConfig, policy: Policy, averaged: Callable[[], AbstractContextManager[None]], rewards: Rewards
+        self,
+        config: RunConfig,
+        policy: Policy,
+        averaged: Callable[[], AbstractContextManager[None]],
+        rewards: Rewards,
+        ranks: Ranks | None = None,
     ) -> None:
         self.config, self.policy, self.averaged, self.rewards = config, policy, averaged, rewards
-        self.judges = Judges([judge.reward for judge in config.eval_rewards], policy.generator.device)
+        self.ranks = ranks or Ranks()
+        judges = [judge.reward for judge in config.eval_rewards] if self.ranks.first else []
+        self.judges = Judges(judges, policy.generator.device)
         self.base_reward: float | None = None  # of the first held-out evaluation
         self.best_reward, self.best_iteration = -math.inf, 0
         self._base_images: dict[int, Tensor] = {}
@@ -76,16 +83,18 @@ class Examiner:
         skills: dict[str, Measure] = {}
         shown = self._shown()
         preview = torch.empty(0)
+        rewards = {name: self.ranks.split(reward) for name, reward in self.rewards.functions.items()}
         for count in steps:
             with self.averaged():
                 pictures = yield from self._pictures(sample.prompts, sample.seeds, count)
             expect_finite(pictures, iteration)
-            judgements[count] = self.judges.submit(pictures[: len(judged.prompts)], judged.prompts)
+            with self.ranks.together():
+                judgements[count] = self.judges.submit(pictures[: len(judged.prompts)], judged.prompts)
             base = yield from self._base_pictures(count)
-            measures[count] = measure(pictures, sample, self.config.task, self.rewards.functions, base[: len(pictures)])
+            measures[count] = measure(pictures, sample, self.config.task, rewards, base[: len(pictures)])
             if count == self.config.sampling_steps or not len(preview):
                 preview = to_uint8(pictures[shown])
-                success = self.rewards.functions[self.rewards.main](pictures, sample.prompts)
+                success = rewards[self.rewards.main](pictures, sample.prompts)
                 skills = breakdown(success, sample, self.config.task)
         prompts, seeds = _places(sample, shown)
         event = Evaluated(iteration, measures, len(sample.prompts), prompts, seeds, Preview(preview), skills)
@@ -97,10 +106,11 @@ class Examiner:
 
         Raises: RewardFailed: if a judge failed; its evaluation stays untold.
         """
-        while self._pending and (self._pending[0].event.iteration < before or self._pending[0].done()):
-            event = self._judged(self._pending[0])
-            self._pending.popleft()
-            yield event
+        with self.ranks.together():
+            while self._pending and (self._pending[0].event.iteration < before or self._pending[0].done()):
+                event = self._judged(self._pending[0])
+                self._pending.popleft()
+                yield event
 
     def rescued(self, before: int) -> Iterator[Event]:
         """What is untold of iterations before `before`, waited for; where a judge failed, without what the judges said."""
@@ -127,6 +137,7 @@ class Examiner:
         Raises: FloatingPointError: if it has, against the first that was weighed, the base's.
         """
         reward = sum(weight * measures[name].value for name, weight in self.rewards.weights.items())
+        reward = self.ranks.exchange(reward)[0]  # other processors may differ in the last bit, and all have to decide alike
         if self.base_reward is None:
             self.base_reward = reward
         if reward > self.best_reward:
@@ -169,8 +180,12 @@ class Examiner:
         return [group * size + turn for turn in range(size) for group in range(groups)][: settings.preview]
 
     def _pictures(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> Stream[Progress, None, Tensor]:
+        """Images of prompts at seeds, of which each process draws its share; [N, 3, H, W] on the CPU."""
         times, batch = self.config.rollout.grid_of(steps), self.config.compute.sample_batch
-        return stream_images(self.policy.generator, prompts, seeds, times=times, batch=batch)
+        share = self.ranks.share(len(prompts))
+        own, streams = [prompts[place] for place in share], [seeds[place] for place in share]
+        pictures = yield from stream_images(self.policy.generator, own, streams, times=times, batch=batch)
+        return self.ranks.gather(pictures)[: len(prompts)]
 
     def _base_pictures(self, steps: int) -> Stream[Progress, None, Tensor]:
         """What the reference draws for the same sample, as thumbnails.

@@ -22,6 +22,7 @@ from workbench.lesson import Lesson
 from workbench.models.policy import Policy
 from workbench.optim import AveragedWeights, load_optimizer_tensors, optimizer_tensors, set_learning_rate
 from workbench.planning import kernel_stds, plan_rollout
+from workbench.ranks import Ranks
 from workbench.rollout import Plan, Rollout
 from workbench.scoring import Rewards
 
@@ -36,12 +37,15 @@ class Learner:
         if accelerator.num_processes != config.compute.processes:
             raise ValueError(
                 f"the run expects compute.processes = {config.compute.processes}, but {accelerator.num_processes} started; "
-                "start several on a CPU with torchrun, since accelerate's own launcher starts only one there"
+                f"begin it with: python -m workbench launch --processes {config.compute.processes} train"
             )
         if config.compute.threads:
             torch.set_num_threads(config.compute.threads)
         self.changes: dict[str, Any] = {}  # what has been set differently since the run began
-        self.config, self.accelerator, self.device = config, accelerator, accelerator.device
+        self.config, self.accelerator = config, accelerator
+        on_cpu = accelerator.device.type == "cpu"  # which accelerate numbers where there are several processes
+        self.device = torch.device("cpu") if on_cpu else accelerator.device
+        self.ranks = Ranks(accelerator.process_index, accelerator.num_processes, self.device)
         adapter, optimizer = config.adapter, config.optimizer
         self.policy = Policy(
             config.model,
@@ -67,7 +71,7 @@ class Learner:
         decides = config.objective.behaviour_decay(0) is not None
         self.behaviour = AveragedWeights(self.policy.parameters, 0.0) if decides else None  # what samples, if not the policy
         self.rewards = Rewards(config.rewards, self.device)
-        self.examiner = Examiner(config, self.policy, self.averaged, self.rewards)
+        self.examiner = Examiner(config, self.policy, self.averaged, self.rewards, self.ranks)
         self.stds = kernel_stds(config.sampler, config.model.kind, config.times)
         self.spreads = [1.0] * len(config.training_steps)  # running reward spread inside groups, by branching step
         self.iteration = 0
@@ -77,8 +81,8 @@ class Learner:
 
     def draw_prompts(self) -> tuple[list[str], int]:
         """This process's prompts of the iteration, one per group, and the index of its first in the whole batch."""
-        own = self.config.grpo.groups // self.accelerator.num_processes
-        first = own * self.accelerator.process_index
+        own = self.config.grpo.groups // self.ranks.count
+        first = own * self.ranks.index
         return self._drawn(self.iteration)[first : first + own], first
 
     def _drawn(self, iteration: int) -> list[str]:
@@ -92,12 +96,15 @@ class Learner:
     def read_ahead(self) -> None:
         """Embed every prompt that the run will ask for, so that a text encoder reads them at once and then leaves memory.
 
+        The first process of each machine does so while the others of that machine wait, and then find all of it on the disk.
+
         Raises: ValueError: if one cannot be understood, before anything is drawn.
         """
         settings = self.config.evaluation
         drawn = [prompt for iteration in range(self.iteration, self.config.iterations) for prompt in self._drawn(iteration)]
         shown = held_out(self.config.task, max(settings.images, settings.final_images), settings.group_size, settings.seed)
-        self.policy.generator.embed(list(dict.fromkeys([*drawn, *shown.prompts])))
+        with self.accelerator.local_main_process_first():
+            self.policy.generator.embed(list(dict.fromkeys([*drawn, *shown.prompts])))
 
     def change(self, changes: Mapping[str, Any]) -> None:
         """Go on with other settings, as far as they may change during a run.
@@ -173,22 +180,20 @@ class Learner:
 
     def gather(self, values: Tensor) -> Tensor:
         """The values of all processes, in the order of the whole batch."""
-        return self.accelerator.gather(values.to(self.device)) if self.accelerator.num_processes > 1 else values
+        return self.ranks.gather(values)
 
     def agree(self, controls: Controls) -> Controls:
-        """What the first process was asked, the same on all of them: otherwise one would stop and leave the others waiting."""
-        wishes = [replace(controls)]
-        if self.accelerator.num_processes > 1:
-            from accelerate.utils import broadcast_object_list
+        """What the first process was asked, the same on all of them: otherwise one would stop and leave the others waiting.
 
-            broadcast_object_list(wishes, from_process=0)
-        return wishes[0]
+        Any of them may ask for a stop, since each machine interrupts its own.
+        """
+        heard = self.ranks.exchange(vars(controls))
+        agreed = replace(controls) if self.ranks.first else Controls(**heard[0])
+        return replace(agreed, stop=any(each["stop"] for each in heard))
 
     def own(self, values: Tensor) -> Tensor:
         """This process's share of gathered values."""
-        count = len(values) // self.accelerator.num_processes
-        first = count * self.accelerator.process_index
-        return values[first : first + count].to(self.device)
+        return self.ranks.own(values).to(self.device)
 
     def learn_spreads(self, lesson: Lesson, rewards: Tensor) -> None:
         """Remember how much reward varies inside groups that branched, by the step where they did."""
@@ -210,9 +215,7 @@ class Learner:
         Raises: FloatingPointError: before anything is changed, if the norm is not finite.
         """
         parameters = list(self.policy.parameters.values())
-        if self.accelerator.num_processes > 1:
-            for parameter in parameters:
-                parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+        self.ranks.average([parameter.grad for parameter in parameters if parameter.grad is not None])
         norm = self.accelerator.clip_grad_norm_(parameters, self.config.optimizer.max_grad_norm)
         if not torch.isfinite(norm) and self.config.compute.precision != "fp16":  # fp16's scaler skips such a step by itself
             self.optimizer.zero_grad()

@@ -25,21 +25,23 @@ def preflight(learner: "Learner") -> Stream[Progress, None, tuple[Check, ...]]:
 
     config = learner.config
     prompts, first = learner.draw_prompts()
-    with learner.sampling() as generator:
-        rollout = yield from stream_rollout(
-            generator, config.sampler, prompts, learner.plan(), key=(config.seed, "preflight"), first_prompt=first
+    with learner.ranks.together():
+        with learner.sampling() as generator:
+            rollout = yield from stream_rollout(
+                generator, config.sampler, prompts, learner.plan(), key=(config.seed, "preflight"), first_prompt=first
+            )
+        images = yield from learner.decode(rollout.final)
+        parts = learner.rewards.score(images, rollout.prompts)
+        own = len(rollout.prompts)
+        seeds = [config.evaluation.seed + own * learner.ranks.index + place for place in range(own)]
+        plain = yield from stream_images(
+            learner.policy.generator, rollout.prompts, seeds, times=config.times, batch=config.compute.sample_batch
         )
-    images = yield from learner.decode(rollout.final)
-    parts = learner.rewards.score(images, rollout.prompts)
-    rewards = learner.rewards.total(parts)
-    seeds = list(range(config.evaluation.seed, config.evaluation.seed + len(rollout.prompts)))
-    plain = yield from stream_images(
-        learner.policy.generator, rollout.prompts, seeds, times=config.times, batch=config.compute.sample_batch
-    )
-    deterministic = learner.rewards.total(learner.rewards.score(plain.to(learner.device), rollout.prompts))
+        deterministic = learner.rewards.total(learner.rewards.score(plain.to(learner.device), rollout.prompts))
+    rewards, deterministic = learner.gather(learner.rewards.total(parts)), learner.gather(deterministic)
     ratios = list(first_ratios(learner, learner.lesson(rollout, parts)))
     return (
-        *([ratio_check(torch.cat(ratios))] if ratios else []),
+        *([ratio_check(learner.gather(torch.cat(ratios)))] if ratios else []),
         spread_check(rewards, rollout.group_size),
         noise_check(rewards, deterministic),
         *([scale_check(noise_of_steps(config))] if rollout.transitions else []),

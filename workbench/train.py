@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,8 @@ from workbench.learner import Learner
 from workbench.lesson import Lesson
 from workbench.memory import memory_explained, out_of_memory, what_to_lower
 from workbench.preflight import preflight
-from workbench.rollout import stream_rollout
+from workbench.ranks import join
+from workbench.rollout import Rollout, stream_rollout
 from workbench.update import update_policy
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ def make_accelerator(config: RunConfig) -> "Accelerator":
     """What drives devices and precision, as the configuration wants it."""
     from accelerate import Accelerator
 
+    join(config.compute.device)
     if config.compute.device in ("cuda", "mps") and not getattr(torch, config.compute.device).is_available():
         raise ValueError(f"compute.device = {config.compute.device!r} is not available on this machine; use auto or cpu")
     # The policy casts by itself; only fp16 needs accelerate's gradient scaler, and its settings are shared by all runs of a
@@ -149,13 +151,14 @@ def _iterate(learner: Learner) -> Iterator[Event]:
     config, plan = learner.config, learner.plan()
     began = time.perf_counter()
     prompts, first = learner.draw_prompts()
-    with learner.sampling() as generator:
-        rollout = yield from stream_rollout(
-            generator, config.sampler, prompts, plan, key=(config.seed, learner.iteration), first_prompt=first
-        )
-    images = yield from learner.decode(rollout.final)
-    sampled = time.perf_counter()
-    parts = learner.rewards.score(images, rollout.prompts)  # each [N]
+    with learner.ranks.together():
+        with learner.sampling() as generator:
+            rollout = yield from stream_rollout(
+                generator, config.sampler, prompts, plan, key=(config.seed, learner.iteration), first_prompt=first
+            )
+        images = yield from learner.decode(rollout.final)
+        sampled = time.perf_counter()
+        parts = learner.rewards.score(images, rollout.prompts)  # each [N]
     lesson = learner.lesson(rollout, parts)
     scored = time.perf_counter()
     yield _groups(learner, lesson, images, parts)
@@ -183,7 +186,7 @@ def _iterate(learner: Learner) -> Iterator[Event]:
     metrics |= {f"reward/{name}": float(learner.gather(values).mean()) for name, values in parts.items()}
     if plan.structure == "branch" and len(plan.steps) == 1:
         metrics["branch_step"] = float(plan.steps[0])
-    yield IterationDone(learner.iteration, metrics, seconds, tuple(_present(values) for values in ratios))
+    yield IterationDone(learner.iteration, metrics, seconds, tuple(_everyones(learner, lesson.rollout, map(_present, ratios))))
     if metrics.get("kl", 0.0) > config.guard.max_kl:
         raise Diverged(
             f"iteration {learner.iteration}: the KL to the reference is {metrics['kl']:.3g}, above guard.max_kl = "
@@ -192,25 +195,69 @@ def _iterate(learner: Learner) -> Iterator[Event]:
 
 
 def _groups(learner: Learner, lesson: Lesson, images: Tensor, parts: dict[str, Tensor]) -> GroupsScored:
-    """What this process drew, with pictures of its first groups."""
+    """What all processes drew, with pictures of some groups of each."""
     record, rollout, size = learner.config.record, lesson.rollout, lesson.rollout.group_size
     groups, due = len(rollout.prompts) // size, learner.iteration % record.rollouts_every == 0
-    count = min(record.groups_shown, groups) if due else 0
-    shown = [place * groups // count for place in range(count)]  # from all steps, where groups branch at several
+    count = min(-(-record.groups_shown // learner.ranks.count), groups) if due else 0
+    own = [place * groups // count for place in range(count)]  # from all steps, where groups branch at several
+    shown, pictures = _shown(learner, groups // _turns(rollout), own, to_uint8(images.unflatten(0, (groups, size))[own]))
+    prompts, seeds, rewards, advantages, *rest = _everyones(
+        learner,
+        rollout,
+        [
+            rollout.prompts[::size],
+            rollout.seeds,
+            learner.rewards.total(parts).tolist(),
+            lesson.advantages.tolist(),
+            *(values.tolist() for values in parts.values()),
+            *(_present(values) for values in rollout.log_probs),
+        ],
+    )
     return GroupsScored(
         iteration=learner.iteration + 1,  # the update that they are drawn for
-        prompts=rollout.prompts[::size],
+        prompts=prompts,
         group_size=size,
-        seeds=rollout.seeds,
-        rewards=tuple(learner.rewards.total(parts).tolist()),
-        parts={name: tuple(values.tolist()) for name, values in parts.items()},
-        advantages=tuple(lesson.advantages.tolist()),
+        seeds=seeds,
+        rewards=rewards,
+        parts=dict(zip(parts, rest, strict=False)),
+        advantages=advantages,
         steps=tuple(transition.step for transition in rollout.transitions),
-        log_probs=tuple(_present(values) for values in rollout.log_probs),
+        log_probs=tuple(rest[len(parts) :]),
         noise_std=tuple(transition.std for transition in rollout.transitions),
-        groups_shown=tuple(shown),
-        preview=Preview(to_uint8(images.unflatten(0, (groups, size))[shown].flatten(0, 1))),
+        groups_shown=shown,
+        preview=Preview(pictures.flatten(0, 1)),
     )
+
+
+def _shown(learner: Learner, each: int, own: Sequence[int], pictures: Tensor) -> tuple[tuple[int, ...], Tensor]:
+    """Which groups of the whole are shown, ascending, and their pictures.
+
+    Args:
+        each: how many prompts a process has.
+        own: groups of this process, with `pictures` [len(own), G, 3, H, W].
+    """
+    ranks = learner.ranks
+    places = [(group // each * ranks.count + ranks.index) * each + group % each for group in own]
+    shown = [place for everyones in ranks.exchange(places) for place in everyones]
+    order = sorted(range(len(shown)), key=shown.__getitem__)
+    return tuple(sorted(shown)), learner.gather(pictures)[order] if own else pictures
+
+
+def _everyones(learner: Learner, rollout: Rollout, lists: Iterable[Sequence[Any]]) -> list[tuple[Any, ...]]:
+    """Lists about the samples or groups of a rollout, for all processes, in the order in which one process would have them."""
+    heard = learner.ranks.exchange([list(values) for values in lists])
+    return [_interleaved(everyones, _turns(rollout)) for everyones in zip(*heard, strict=True)]
+
+
+def _interleaved(parts: Sequence[Sequence[Any]], turns: int) -> tuple[Any, ...]:
+    """Each process has all turns of its own prompts; the whole has all prompts in each turn."""
+    size = len(parts[0]) // turns
+    return tuple(value for turn in range(turns) for part in parts for value in part[turn * size : (turn + 1) * size])
+
+
+def _turns(rollout: Rollout) -> int:
+    """How often each prompt has a group of its own: once for each step at which it branches."""
+    return len(rollout.prompts) // (rollout.group_size * (int(rollout.rows.max()) + 1))
 
 
 def _present(values: Tensor) -> tuple[float | None, ...]:

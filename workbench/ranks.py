@@ -1,0 +1,181 @@
+"""The processes that train one policy together: how they meet, what they tell each other, and that none goes on alone."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from workbench.contracts import Diverged, RewardFailed, RewardFunction
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
+
+WAIT = "WORKBENCH_WAIT"
+"""In the environment: the seconds in which all processes have to come up."""
+
+_WAIT_SECONDS = 600.0
+_PATIENCE = timedelta(days=30)  # while the first process is paused the others wait; whoever began them sees one that dies
+_SHARED = {kind.__name__: kind for kind in (FloatingPointError, Diverged, RewardFailed)}
+
+
+class Ranks:
+    """This process among those of a run. Every method but `share` and `own` has to be called by all of them alike.
+
+    Args:
+        index: of this process; the first keeps the record.
+        device: where the numbers are that `gather` takes, if not on the CPU.
+    """
+
+    def __init__(self, index: int = 0, count: int = 1, device: torch.device | str = "cpu") -> None:
+        self.index, self.count = index, count
+        self._wire = torch.device("cpu") if count == 1 or _speaks("gloo") else torch.device(device)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process keeps the record."""
+        return self.index == 0
+
+    def gather(self, values: Tensor) -> Tensor:
+        """The values [n, ...] of all processes, in their order, on the CPU where there are several; n is the same for all."""
+        if self.count == 1:
+            return values
+        values = values.detach().to(self._wire).contiguous()
+        everyones = [torch.empty_like(values) for _ in range(self.count)]
+        torch.distributed.all_gather(everyones, values)
+        return torch.cat(everyones).cpu()
+
+    def own(self, values: Tensor) -> Tensor:
+        """This process's part of what `gather` gave."""
+        size = len(values) // self.count
+        return values[size * self.index : size * (self.index + 1)]
+
+    def share(self, count: int) -> list[int]:
+        """Which of `count` things this process does. As many for each, so that none waits: the last may be done twice."""
+        size = -(-count // self.count)
+        return [min(place, count - 1) for place in range(size * self.index, size * (self.index + 1))]
+
+    def split(self, function: RewardFunction) -> RewardFunction:
+        """A reward of which each process scores its share of the images."""
+        if self.count == 1:
+            return function
+
+        def scored(images: Tensor, prompts: Sequence[str]) -> Tensor:
+            share = self.share(len(prompts))
+            with self.together():
+                values = function(images[share], [prompts[place] for place in share])
+            return self.gather(values)[: len(prompts)]
+
+        return scored
+
+    def exchange(self, value: Any) -> list[Any]:
+        """What each of them says, in their order; anything that JSON can say."""
+        if self.count == 1:
+            return [value]
+        said = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        sizes = self.gather(torch.tensor([len(said)])).tolist()
+        heard = self.gather(torch.nn.functional.pad(said, (0, max(sizes) - len(said)))).view(self.count, -1)
+        return [json.loads(bytes(row[:size].tolist())) for row, size in zip(heard, sizes, strict=True)]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Work that each process does by itself, without asking the others: where it fails for one, it fails for all.
+
+        Raises: FloatingPointError, RewardFailed: this process's own, or else another's in its words.
+        """
+        failure = None
+        try:
+            yield
+        except tuple(_SHARED.values()) as error:
+            failure = error
+        said = self.exchange(None if failure is None else (type(failure).__name__, str(failure)))
+        if failure is not None:
+            raise failure
+        for index, told in enumerate(said):
+            if told is not None:
+                raise _SHARED.get(told[0], FloatingPointError)(f"process {index} of {self.count}: {told[1]}")
+
+    @torch.no_grad()
+    def average(self, gradients: Sequence[Tensor]) -> None:
+        """Replace gradients by their means over all processes, some millions of numbers at a time."""
+        if self.count == 1:
+            return
+        for bucket in _buckets(gradients):
+            flat = torch.cat([gradient.flatten() for gradient in bucket])
+            torch.distributed.all_reduce(flat)
+            flat /= self.count
+            parts = flat.split([gradient.numel() for gradient in bucket])
+            torch._foreach_copy_(bucket, [part.view_as(gradient) for part, gradient in zip(parts, bucket, strict=True)])
+
+
+def _buckets(tensors: Sequence[Tensor], most: int = 2**26) -> Iterator[list[Tensor]]:
+    """Consecutive tensors of one type, `most` numbers together or a single larger one."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        full = sum(each.numel() for each in bucket) + tensor.numel() > most
+        if bucket and (full or tensor.dtype != bucket[0].dtype):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
+
+
+def here() -> tuple[int, int]:
+    """The index of this process among those that were begun together, and how many there are: 0 and 1 for one alone."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@cache
+def meet() -> "Store":
+    """What the processes that were begun together can leave words in for each other; the first one keeps it.
+
+    Raises: RuntimeError: if not all came up in time, or the port is taken.
+    """
+    seconds, (index, count) = float(os.environ.get(WAIT, _WAIT_SECONDS)), here()
+    where = f"port {os.environ.get('MASTER_PORT')} of {os.environ.get('MASTER_ADDR')}"
+    try:
+        store, _, _ = next(torch.distributed.rendezvous("env://", timeout=timedelta(seconds=seconds)))
+        store.set(f"here/{index}", b"")
+        store.wait([f"here/{other}" for other in range(count)], timedelta(seconds=seconds))
+    except (torch.distributed.DistError, RuntimeError) as error:
+        if "EADDRINUSE" in str(error):
+            raise RuntimeError(f"{where} is taken by another program; choose another one with --main-port") from error
+        raise RuntimeError(
+            f"the {count} processes that were asked for did not all come up at {where} within {seconds:g} s; begin as many on "
+            f"every node, each with the same address and port ({str(error).splitlines()[0]})"
+        ) from error
+    return store
+
+
+def join(device: str) -> None:
+    """Make the processes that were begun together one group; nothing to do for one alone.
+
+    Args:
+        device: as `compute.device`.
+    Raises: ValueError: if there is no GPU for this process; RuntimeError: as `meet`.
+    """
+    index, count = here()
+    if count == 1 or torch.distributed.is_initialized():
+        return
+    backend = "cpu:gloo"  # for words and small numbers in any case: a GPU that waits for them would turn idle rounds
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if local >= torch.cuda.device_count():
+            raise ValueError(
+                f"process {index} of {count} has no GPU of its own: this machine shows {torch.cuda.device_count()}; begin fewer "
+                "processes here, or let CUDA_VISIBLE_DEVICES name more"
+            )
+        torch.cuda.set_device(local)
+        backend += ",cuda:nccl"
+    store = torch.distributed.PrefixStore("group", meet())
+    torch.distributed.init_process_group(backend, store=store, rank=index, world_size=count, timeout=_PATIENCE)
+
+
+def _speaks(backend: str) -> bool:
+    return torch.distributed.is_initialized() and backend in str(torch.distributed.get_backend_config())
