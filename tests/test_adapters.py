@@ -11,7 +11,7 @@ from tiny_family import CPU, PROMPTS, Family, noise, sampled
 from tiny_flux import FLUX
 from tiny_flux2 import FLUX2_KLEIN
 from tiny_flux_meanflow import FLUX_MEANFLOW
-from tiny_sana import SANA_SPRINT
+from tiny_sana import SANA, SANA_SPRINT
 from tiny_sd3 import SD3
 from toy_training import assert_same_state, plain, told
 
@@ -27,7 +27,7 @@ from workbench.settings import RunConfig
 from workbench.store import Store
 from workbench.train import make_accelerator, train
 
-FAMILIES = {family.name: family for family in (FLUX, FLUX_MEANFLOW, SANA_SPRINT, SD3, FLUX2_KLEIN)}
+FAMILIES = {family.name: family for family in (FLUX, FLUX_MEANFLOW, SANA, SANA_SPRINT, SD3, FLUX2_KLEIN)}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -17,7 +17,7 @@ from workbench.evaluate import deployed_sampler, load_policy
 from workbench.events import Evaluated, GroupsScored
 from workbench.flow import time_grid
 from workbench.models.policy import Policy
-from workbench.models.sana import SanaSprintMap
+from workbench.models.sana import SanaMap
 from workbench.models.tiny import TOKENS
 from workbench.models.tiny.sana import tiny_sana_sprint
 from workbench.presets.sana import SANA
@@ -68,8 +68,8 @@ def known(x: Tensor, angle: Tensor) -> Tensor:
     return torch.tanh(1.7 * x + angle) + x.roll(1, dims=-1) * torch.sin(3 * angle)
 
 
-def on_the_line(arc: Callable[[Tensor, Tensor], Tensor] = known) -> SanaSprintMap:
-    return SanaSprintMap(Straight(arc), torch.zeros(1, 1, 1), torch.ones(1, 1), 0.45, "single_time")
+def on_the_line(arc: Callable[[Tensor, Tensor], Tensor] = known) -> SanaMap:
+    return SanaMap(Straight(arc), "single_time", {"hidden": torch.zeros(1, 1, 1), "mask": torch.ones(1, 1)}, told=0.45)
 
 
 def scheduled(sigma: float, angles: tuple[float, ...]) -> SCMScheduler:

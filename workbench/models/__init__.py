@@ -3,7 +3,7 @@ from workbench.models.flux import FluxModel
 from workbench.models.flux2 import Flux2KleinModel
 from workbench.models.flux_meanflow import FluxMeanFlowModel
 from workbench.models.glyphs import GlyphsModel
-from workbench.models.sana import SanaSprintModel
+from workbench.models.sana import SanaModel, SanaSprintModel
 from workbench.models.sd3 import SD3Model
 from workbench.models.shapes import ShapesModel
 from workbench.models.shapes_cm import ShapesConsistencyModel
@@ -18,5 +18,6 @@ MODELS: dict[str, type[Model]] = {
     "flux_meanflow": FluxMeanFlowModel,
     "sd3": SD3Model,
     "flux2_klein": Flux2KleinModel,
+    "sana": SanaModel,
     "sana_sprint": SanaSprintModel,
 }

@@ -1,10 +1,11 @@
-"""SANA-Sprint checkpoints as consistency maps, from a folder or the hub.
+"""SANA as a velocity field and SANA-Sprint as a consistency map, from a folder or the hub.
 
-The only place that knows of SANA's times, guidance, latents and text encoder.
+The only place that knows of their times, guidance, latents and text encoder.
 """
 
 import inspect
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,66 +13,66 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from workbench.contracts import FlowMapKind
-from workbench.models.embedded import NetworkFlowMap, time_on
+from workbench.models.guidance import Conditions, GuidedMap
 from workbench.models.pipeline import PipelineModel
 
 TOKENS = 300
 """Most tokens of a prompt that SANA was trained to read."""
 
 
-class SanaSprintMap(NetworkFlowMap):
-    """A SANA-Sprint transformer with its prompts bound: G(x, t) = x - t v, the jump to the data from any time.
+class SanaMap(GuidedMap):
+    """A SANA transformer with its prompts bound: the velocity v(x, t) of the linear path, on latents as they are.
 
-    It was distilled on TrigFlow's arc, x_a = sigma_d (cos a x_0 + sin a eps), whose jump is cos a x_a - sin a sigma_d F. The
-    network itself is asked and answers on the straight path that it was pretrained on, which is ours: with tan a = t / (1 - t)
-    and N = sqrt(t^2 + (1 - t)^2),
+    SANA-Sprint was distilled from it on TrigFlow's arc, x_a = sigma_d (cos a x_0 + sin a eps), where the jump to the data is
+    cos a x_a - sin a sigma_d F. Its network is still asked and answers on the straight path, which is ours: with
+    tan a = t / (1 - t) and N = sqrt(t^2 + (1 - t)^2),
 
         x = N x_a / sigma_d,    v = (N F - (1 - 2 t) x) / N^2,
 
-    and the arc's jump, in units of sigma_d, is x - t v. So its answer is v as it stands, and only its time (ours, in [0, 1]),
-    its guidance and the mask of its prompts remain to be told.
+    and in units of sigma_d that jump is x - t v. So what it answers is v, and G(x, t) = x - t v the map of the kind single_time.
 
     Args:
-        hidden: [N, tokens, width], the embeddings of Gemma; one row stands for all.
-        mask: [N, tokens], 1 where a token belongs to a prompt.
-        guidance: what the model is told of it.
-
+        clock: what the network counts from data to noise; its timestep is so many times our t.
+        told: guidance that it is told, in its own unit; None where it is told none.
     Source: SANA-Sprint (arXiv:2503.09641), section 3.1; sCM (arXiv:2410.11081).
     """
 
-    def __init__(self, network: nn.Module, hidden: Tensor, mask: Tensor, guidance: float, kind: FlowMapKind) -> None:
-        super().__init__(network, hidden, kind)
-        self.hidden, self.mask, self.guidance = hidden, mask, guidance
+    def __init__(
+        self,
+        network: nn.Module,
+        kind: FlowMapKind,
+        prompts: Conditions,
+        negative: Conditions | None = None,
+        *,
+        scale: float = 1.0,
+        both: bool = False,
+        clock: float = 1.0,
+        told: float | None = None,
+    ) -> None:
+        super().__init__(network, kind, prompts, negative, scale=scale, both=both)
+        self.clock, self.told = clock, told
 
-    def _average_velocity(self, x: Tensor, t: float | Tensor, s: float | Tensor) -> Tensor:
-        n = len(x)
+    def predict(self, x: Tensor, t: Tensor, prompts: Conditions) -> Tensor:
+        hidden = prompts["hidden"]
         return self.network(
-            hidden_states=x.to(self.hidden.dtype),
-            timestep=time_on(x, t).expand(n),
-            guidance=self.hidden.new_full((n,), self.guidance),
-            encoder_hidden_states=self.hidden.expand(n, -1, -1),
-            encoder_attention_mask=self.mask.expand(n, -1),
+            hidden_states=x.to(hidden.dtype),
+            timestep=self.clock * t,
+            guidance=None if self.told is None else hidden.new_full((len(x),), self.told),
+            encoder_hidden_states=hidden,
+            encoder_attention_mask=prompts["mask"],
             return_dict=False,
         )[0].float()
 
 
-class SanaSprintModel(PipelineModel):
-    """SANA-Sprint, a text-to-image consistency map of one to four steps, as diffusers keeps it."""
+class SanaFamily(PipelineModel):
+    """What the checkpoints of SANA share: a language model that is asked to enlarge on prompts, and 32 pixels a token."""
 
-    name: Literal["sana_sprint"] = "sana_sprint"
-    source: str = Field(
-        "Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers",
-        description="folder of a SanaSprintPipeline, or its id on the hub, fetched at first use",
-    )
     resolution: int = Field(1024, ge=8, le=2048, multiple_of=2, description="side of a picture, pixels; a multiple of 32")
-    guidance: float = Field(4.5, ge=0, le=30, description="guidance that the model is told, the same in training and use")
     max_tokens: int = Field(
         TOKENS, ge=8, le=TOKENS, description="tokens of a prompt that are read; a prompt's file in the cache takes 5 kB for each"
     )
 
-    kind: ClassVar[FlowMapKind] = "single_time"
-    adapter_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")  # of the pictures, and to the text
-    pipeline = "SanaSprintPipeline"
+    adapter_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")  # of both attentions: pictures', and texts'
     encoders = ("text_encoder", "tokenizer")
 
     def lengths(self, pipeline: Any, prompts: Sequence[str]) -> Sequence[int]:
@@ -79,27 +80,82 @@ class SanaSprintModel(PipelineModel):
         before = len(pipeline.tokenizer.encode(asked)) - 2  # of it the first token and the last are read, whatever the prompt
         return [len(ids) - before for ids in pipeline.tokenizer([asked + text.lower().strip() for text in prompts]).input_ids]
 
-    def read(self, pipeline: Any, prompts: Sequence[str], device: torch.device) -> Mapping[str, Tensor]:
-        hidden, mask = pipeline.encode_prompt(
-            list(prompts),
-            device=device,
-            max_sequence_length=self.max_tokens,
-            complex_human_instruction=_instruction(pipeline),
+    def latent_shape(self, transformer: Any, vae: Any) -> tuple[int, ...]:
+        shrinks = 2 ** (len(vae.config.encoder_block_out_channels) - 1)
+        token = shrinks * transformer.config.patch_size
+        if self.resolution % token:
+            raise ValueError(f"model.resolution = {self.resolution} is not a multiple of {token}, the pixels of one token")
+        side = self.resolution // shrinks
+        return (transformer.config.in_channels, side, side)
+
+    def _read(
+        self, pipeline: Any, prompts: Sequence[str], device: torch.device, instruction: Sequence[str] | None, **alone: bool
+    ) -> dict[str, Tensor]:
+        """What Gemma makes of prompts where this instruction goes before them; `alone` keeps a pipeline to the prompts."""
+        hidden, mask, *_ = pipeline.encode_prompt(
+            list(prompts), device=device, max_sequence_length=self.max_tokens, complex_human_instruction=instruction, **alone
         )
         return {"hidden": hidden, "mask": mask}
 
+
+class SanaModel(SanaFamily):
+    """SANA, a text-to-image velocity field with classifier-free guidance, as diffusers keeps it: 1.0 and 1.5."""
+
+    name: Literal["sana"] = "sana"
+    source: str = Field(
+        "Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers",
+        description="folder of a SanaPipeline, or its id on the hub, fetched at first use",
+    )
+    guidance: float = Field(
+        4.5, ge=0, le=30, description="guidance scale, the same in training and use; 1 and less ask the network once"
+    )
+    train_negative: bool = Field(
+        False,
+        description="let gradients go through the pass for the empty prompt as well: twice the work and memory of an update",
+    )
+
+    kind: ClassVar[FlowMapKind] = "velocity"
+    pipeline = "SanaPipeline"
+
+    @property
+    def negative(self) -> str | None:
+        return "" if self.guidance > 1 else None
+
+    def read(self, pipeline: Any, prompts: Sequence[str], device: torch.device) -> Mapping[str, Tensor]:
+        """The empty prompt, which guidance leads away from, has no instruction before it."""
+        parts = [
+            self._read(pipeline, list(texts), device, _instruction(pipeline) if full else None, do_classifier_free_guidance=False)
+            for full, texts in groupby(prompts, bool)
+        ]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
     def flow_map(
         self, network: nn.Module, config: Any, prompts: Mapping[str, Tensor], negative: Mapping[str, Tensor] | None
-    ) -> SanaSprintMap:
-        told = self.guidance * config.guidance_embeds_scale
-        return SanaSprintMap(network, prompts["hidden"], prompts["mask"], told, self.kind)
+    ) -> SanaMap:
+        clock = 1000.0 * config.timestep_scale
+        return SanaMap(network, self.kind, prompts, negative, scale=self.guidance, both=self.train_negative, clock=clock)
 
-    def latent_shape(self, transformer: Any, vae: Any) -> tuple[int, ...]:
-        cell = 2 ** (len(vae.config.encoder_block_out_channels) - 1) * transformer.config.patch_size
-        if self.resolution % cell:
-            raise ValueError(f"model.resolution = {self.resolution} is not a multiple of {cell}, the pixels of one token")
-        side = self.resolution // cell * transformer.config.patch_size
-        return (transformer.config.in_channels, side, side)
+
+class SanaSprintModel(SanaFamily):
+    """SANA-Sprint, a text-to-image consistency map of one to four steps, as diffusers keeps it."""
+
+    name: Literal["sana_sprint"] = "sana_sprint"
+    source: str = Field(
+        "Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers",
+        description="folder of a SanaSprintPipeline, or its id on the hub, fetched at first use",
+    )
+    guidance: float = Field(4.5, ge=0, le=30, description="guidance that the model is told, the same in training and use")
+
+    kind: ClassVar[FlowMapKind] = "single_time"
+    pipeline = "SanaSprintPipeline"
+
+    def read(self, pipeline: Any, prompts: Sequence[str], device: torch.device) -> Mapping[str, Tensor]:
+        return self._read(pipeline, prompts, device, _instruction(pipeline))
+
+    def flow_map(
+        self, network: nn.Module, config: Any, prompts: Mapping[str, Tensor], negative: Mapping[str, Tensor] | None
+    ) -> SanaMap:
+        return SanaMap(network, self.kind, prompts, told=self.guidance * config.guidance_embeds_scale)
 
 
 def _instruction(pipeline: Any) -> Sequence[str]:

@@ -1,5 +1,6 @@
-"""A random SANA-Sprint."""
+"""A random SANA, and a random SANA-Sprint."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +9,30 @@ import torch
 from workbench.models.tiny import LETTERS, saved
 
 
-def tiny_sana_sprint(folder: Path | str | None = None, *, seed: int = 0) -> Path:
-    """A SanaSprintPipeline with random weights in a folder: 4 pixels a cell of its latents. diffusers' own draws multiples of 32.
+def tiny_sana(folder: Path | str | None = None, *, seed: int = 0) -> Path:
+    """A SanaPipeline with random weights in a folder: 4 pixels a cell of its latents. diffusers' own draws multiples of 32.
 
     Args:
         folder: where; in the user's cache by default, where it is found again.
     Returns: the folder, which is there whole or not at all.
     """
-    return saved(_sana_sprint, "sana-sprint", folder, seed)
+    return saved(partial(_sana, sprint=False), "sana", folder, seed)
 
 
-def _sana_sprint() -> Any:
-    from diffusers import AutoencoderDC, SanaSprintPipeline, SanaTransformer2DModel, SCMScheduler
+def tiny_sana_sprint(folder: Path | str | None = None, *, seed: int = 0) -> Path:
+    """A SanaSprintPipeline as `tiny_sana` is a SanaPipeline; it is told a guidance scale."""
+    return saved(partial(_sana, sprint=True), "sana-sprint", folder, seed)
+
+
+def _sana(sprint: bool) -> Any:
+    from diffusers import (
+        AutoencoderDC,
+        FlowMatchEulerDiscreteScheduler,
+        SanaPipeline,
+        SanaSprintPipeline,
+        SanaTransformer2DModel,
+        SCMScheduler,
+    )
     from transformers import Gemma2Config, Gemma2Model
 
     letters = _gemma_tokenizer()
@@ -33,8 +46,8 @@ def _sana_sprint() -> Any:
         cross_attention_head_dim=8,
         cross_attention_dim=16,
         caption_channels=16,
-        guidance_embeds=True,
-        qk_norm="rms_norm_across_heads",
+        guidance_embeds=sprint,
+        qk_norm="rms_norm_across_heads" if sprint else None,
     )
     vae = AutoencoderDC(
         latent_channels=4,
@@ -59,8 +72,8 @@ def _sana_sprint() -> Any:
     )
     with torch.no_grad():
         transformer.proj_out.weight.mul_(10)  # so that pictures are what the network says rather than the noise it was given
-    return SanaSprintPipeline(
-        scheduler=SCMScheduler(),
+    return (SanaSprintPipeline if sprint else SanaPipeline)(
+        scheduler=SCMScheduler() if sprint else FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=vae.eval(),
         text_encoder=gemma.eval(),
         tokenizer=letters,
