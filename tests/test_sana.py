@@ -1,5 +1,6 @@
-"""SANA-Sprint through the whole workbench, on random weights that diffusers saved: its scheduler and pipeline are the measure."""
+"""SANA-Sprint and SANA on random weights that diffusers saved; its scheduler and its pipelines are the measure."""
 
+import json
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -9,18 +10,17 @@ import pytest
 import torch
 from diffusers import SCMScheduler
 from tiny_family import CPU, PROMPTS, noise, sampled, step_noise
-from tiny_sana import GUIDANCE, SANA_SPRINT, SIDE, drawn, pipeline, times_of
+from tiny_sana import GUIDANCE, SANA, SANA_SPRINT, SIDE, drawn, pipeline, times_of
 from torch import Tensor, nn
 
-from workbench.config import configure
+from workbench.config import PRESETS, configure
 from workbench.evaluate import deployed_sampler, load_policy
 from workbench.events import Evaluated, GroupsScored
 from workbench.flow import time_grid
 from workbench.models.policy import Policy
-from workbench.models.sana import SanaMap
+from workbench.models.sana import SanaMap, _instruction
 from workbench.models.tiny import TOKENS
-from workbench.models.tiny.sana import tiny_sana_sprint
-from workbench.presets.sana import SANA
+from workbench.models.tiny.sana import tiny_sana, tiny_sana_sprint
 from workbench.retrace import retrace
 from workbench.samplers import SAMPLERS
 from workbench.sampling import DrawRequest, Shot, draw, fitting_samplers, trajectory
@@ -138,7 +138,7 @@ def test_an_exact_consistency_map_of_gaussian_data_keeps_its_marginals_at_full_n
 @pytest.mark.parametrize("guidance", [1.0, GUIDANCE])
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_samples_on_the_presets_grid_are_those_of_the_pipeline(folder: Path, steps: int, guidance: float) -> None:
-    generator, preset = model(folder, guidance=guidance).load(CPU), SANA["sana_sprint_pickscore"]
+    generator, preset = model(folder, guidance=guidance).load(CPU), PRESETS["sana_sprint_pickscore"]
     x = noise(generator.latent_shape)
     theirs = drawn(pipeline(folder), list(PROMPTS), x, steps, guidance_scale=guidance)
     assert theirs.std() > 0.02
@@ -160,6 +160,31 @@ def test_the_network_is_asked_what_the_pipeline_asks(folder: Path) -> None:
         for name in ("hidden_states", "encoder_hidden_states", "encoder_attention_mask", "guidance", "timestep"):
             assert ours[name].dtype == theirs[name].dtype
             assert torch.allclose(ours[name], theirs[name], atol=1e-4), name
+
+
+@pytest.mark.parametrize(("guidance", "scale"), [(1.0, 1.0), (GUIDANCE, 1.0), (GUIDANCE, 0.001)])
+def test_plain_sana_is_guided_and_counts_time_as_its_pipeline_does(tmp_path: Path, guidance: float, scale: float) -> None:
+    plain = tiny_sana(tmp_path / "plain")
+    settings = plain / "transformer" / "config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"timestep_scale": scale}))
+    generator, pipe = SANA.model(plain, guidance=guidance).load(CPU), pipeline(plain)
+    x = noise(generator.latent_shape)
+    theirs = drawn(pipe, list(PROMPTS), x, 3, guidance_scale=guidance)
+    assert (sampled(generator, x, times_of(pipe.scheduler)) - theirs).abs().max() <= 1e-4
+
+
+def test_the_empty_prompt_alone_is_read_without_the_instruction(tmp_path: Path) -> None:
+    plain = tiny_sana(tmp_path / "plain")
+    pipe, made = pipeline(plain), SANA.model(plain)
+    read = made.read(pipe, ["a red fox", "", "an old lighthouse"], CPU)
+    asked = pipe.encode_prompt(
+        ["a red fox", "an old lighthouse"], max_sequence_length=TOKENS, complex_human_instruction=_instruction(pipe)
+    )
+    for name, toward, away in zip(("hidden", "mask"), asked[:2], asked[2:], strict=True):
+        assert torch.allclose(read[name][[0, 2]], toward, atol=1e-6)
+        assert torch.allclose(read[name][1], away[0], atol=1e-6)
+    assert made.negative == ""
+    assert SANA.model(plain, guidance=1.0).negative is None
 
 
 def test_what_is_beyond_a_prompts_end_is_not_looked_at(folder: Path) -> None:
