@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from workbench.contracts import FlowMapKind
 from workbench.models.embedded import NetworkFlowMap, time_on
+from workbench.models.flux_sizes import DEV
 from workbench.models.pipeline import PipelineModel
 
 TOKENS = 512
@@ -96,6 +97,7 @@ class FluxModel(PipelineModel):
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),  # of the texts'
     )
     pipeline = "FluxPipeline"
+    published = DEV
     encoders = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
     def lengths(self, pipeline: Any, prompts: Sequence[str]) -> Sequence[int]:

@@ -75,6 +75,11 @@ class FluxMeanFlowModel(FluxModel):
         kind = {} if "deltatime_type" in config else {name: config.get(name, value) for name, value in unsaid.items()}
         return FluxTwoTimeTransformer2DModel.from_pretrained(folder, subfolder="transformer", **kind, **settings)
 
+    def made(self, settings: Mapping[str, Any]) -> Any:
+        from workbench.models.flux_two_time import FluxTwoTimeTransformer2DModel
+
+        return FluxTwoTimeTransformer2DModel.from_config(settings)
+
     def _check(self, folder: Path) -> None:
         """Raises: ValueError: if the folder holds another kind of map, saying how to make this one; damage is left to loading."""
         try:

@@ -44,6 +44,7 @@ class PipelineModel(Model):
     encoders: ClassVar[tuple[str, ...]]  # the parts that read prompts
     optional: ClassVar[tuple[str, ...]] = ()  # those of them that a pipeline may say it does without
     example: ClassVar[str] = ""  # a model of the family on the hub
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # settings of the networks of the default `source`, by part
 
     @property
     def negative(self) -> str | None:
@@ -88,6 +89,19 @@ class PipelineModel(Model):
     def load_transformer(self, folder: Path, settings: Mapping[str, Any]) -> Any:
         """The network that is trained."""
         return diffusers_class(folder, "transformer").from_pretrained(folder, subfolder="transformer", **settings)
+
+    def made(self, settings: Mapping[str, Any]) -> Any:
+        """The network that `load_transformer` would load, as its settings describe it, with fresh weights."""
+        import diffusers
+
+        return getattr(diffusers, settings["_class_name"]).from_config(settings)
+
+    def prompt_shapes(self, config: Any) -> dict[str, tuple[int, ...]]:
+        """Shapes of what `read` gives of one prompt, by name, as far as the transformer's settings say."""
+        shapes: dict[str, tuple[int, ...]] = {"hidden": (self.max_tokens, config.joint_attention_dim)}
+        if "pooled_projection_dim" in config:
+            shapes["pooled"] = (config.pooled_projection_dim,)
+        return shapes
 
     @property
     def parts(self) -> tuple[str, ...]:

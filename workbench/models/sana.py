@@ -80,6 +80,9 @@ class SanaFamily(PipelineModel):
         before = len(pipeline.tokenizer.encode(asked)) - 2  # of it the first token and the last are read, whatever the prompt
         return [len(ids) - before for ids in pipeline.tokenizer([asked + text.lower().strip() for text in prompts]).input_ids]
 
+    def prompt_shapes(self, config: Any) -> dict[str, tuple[int, ...]]:
+        return {"hidden": (self.max_tokens, config.caption_channels), "mask": (self.max_tokens,)}
+
     def latent_shape(self, transformer: Any, vae: Any) -> tuple[int, ...]:
         shrinks = 2 ** (len(vae.config.encoder_block_out_channels) - 1)
         token = shrinks * transformer.config.patch_size

@@ -94,6 +94,9 @@ class SD3Model(PipelineModel):
         hidden, pooled = (torch.cat(parts, dim=-1) for parts in zip(*read, strict=True))
         return {"hidden": hidden, "pooled": pooled}
 
+    def prompt_shapes(self, config: Any) -> dict[str, tuple[int, ...]]:
+        return super().prompt_shapes(config) | {"hidden": (77 + self.max_tokens, config.joint_attention_dim)}  # CLIP first
+
     def flow_map(
         self, network: nn.Module, config: Any, prompts: Mapping[str, Tensor], negative: Mapping[str, Tensor] | None
     ) -> SD3Map:
