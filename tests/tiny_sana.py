@@ -71,6 +71,7 @@ SANA_SPRINT = Family(
     make=tiny_sana_sprint,
     drawn=_drawn,
     settings={"resolution": SIDE, "guidance": GUIDANCE},
+    changes={"task.packaged": "none"},
     learning={
         "rollout.mode": "all",
         "optimizer.learning_rate": 2e-2,
