@@ -75,10 +75,12 @@ def fingerprint(folder: Path, parts: Sequence[str]) -> str:
 @contextmanager
 def loading(folder: Path) -> Iterator[None]:
     """Load from a folder, quietly; what goes wrong is told in one line, with what to do."""
+    from safetensors import SafetensorError
+
     try:
         with quietly():
             yield
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ValueError(f"{folder} cannot be loaded: {first}; fetch it again") from error
 

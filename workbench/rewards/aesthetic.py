@@ -37,7 +37,7 @@ class Aesthetic(LearnedReward):
 
     def scorer(self, device: torch.device) -> RewardFunction:
         path = hub_file(self.predictor, f"{self.name}.predictor", offline=self.offline)
-        clip = load_clip(self.source, device, setting=self.name, dtype=DTYPES[self.dtype], offline=self.offline)
+        clip = load_clip(self.source, device, setting=f"{self.name}.source", dtype=DTYPES[self.dtype], offline=self.offline)
         predict = predictor(path, clip.model.config.projection_dim, f"{self.name}.predictor").to(device)
         return lambda images, prompts: predict(clip.images(images)).squeeze(-1)
 

@@ -74,12 +74,13 @@ def load_clip(
     """A CLIP from a folder or the hub.
 
     Args:
-        setting: what the source is called in messages.
+        setting: the key that names the source in messages; that of the processor stands beside it.
         processor: folder or id with the tokenizer and the view, where it is not the network's own.
     Raises: ValueError: if it is missing, gated, damaged or no CLIP; says what to do.
     """
-    folder = transformers_folder(source, f"{setting}.source", offline=offline)
-    own = transformers_folder(processor, f"{setting}.processor", weights=False, offline=offline) if processor else folder
+    folder = transformers_folder(source, setting, offline=offline)
+    beside = f"{setting.rpartition('.')[0]}.processor"
+    own = transformers_folder(processor, beside, weights=False, offline=offline) if processor else folder
     check_is(folder, "clip", setting)
     from transformers import CLIPModel
 
@@ -100,4 +101,4 @@ def check_is(folder: Path, kind: str, setting: str) -> None:
     """Raise ValueError where a folder holds another kind of network, by transformers' own name for it."""
     found = settings(folder / HEAD, f"{folder} has no {HEAD}").get("model_type")
     if found != kind:
-        raise ValueError(f"{folder} holds a network of the kind {found!r}, and {setting} is of the kind {kind!r}; name another")
+        raise ValueError(f"{folder} holds a network of the kind {found!r}, and {setting} wants a {kind!r}; name another folder")

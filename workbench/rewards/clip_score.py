@@ -24,5 +24,5 @@ class CLIPScore(LearnedReward):
     scale: float = Field(100.0, gt=0, description="the cosine is multiplied by it: 100 as in most tables, 1 leaves the cosine")
 
     def scorer(self, device: torch.device) -> RewardFunction:
-        clip = load_clip(self.source, device, setting=self.name, dtype=DTYPES[self.dtype], offline=self.offline)
+        clip = load_clip(self.source, device, setting=f"{self.name}.source", dtype=DTYPES[self.dtype], offline=self.offline)
         return lambda images, prompts: self.scale * clip.agreement(images, prompts)

@@ -37,10 +37,10 @@ class HPS(LearnedReward):
     def scorer(self, device: torch.device) -> RewardFunction:
         path = hub_file(self.source, f"{self.name}.source", offline=self.offline)
         base = transformers_folder(self.processor, f"{self.name}.processor", weights=False, offline=self.offline)
-        check_is(base, "clip", self.name)
+        check_is(base, "clip", f"{self.name}.processor")
         config = settings(base / HEAD, f"{base} has no {HEAD}")
         folder = converted_folder(path, config, lambda origin: _converted(origin, config, self.name), "open_clip 1")
-        clip = load_clip(str(folder), device, setting=self.name, dtype=DTYPES[self.dtype], processor=str(base))
+        clip = load_clip(str(folder), device, setting=f"{self.name}.source", dtype=DTYPES[self.dtype], processor=str(base))
         whole = CLIP(clip.model, clip.tokenizer, clip.view.padded(), device)
         return whole.agreement
 

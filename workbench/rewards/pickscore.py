@@ -31,6 +31,11 @@ class PickScore(LearnedReward):
 
     def scorer(self, device: torch.device) -> RewardFunction:
         clip = load_clip(
-            self.source, device, setting=self.name, dtype=DTYPES[self.dtype], processor=self.processor, offline=self.offline
+            self.source,
+            device,
+            setting=f"{self.name}.source",
+            dtype=DTYPES[self.dtype],
+            processor=self.processor,
+            offline=self.offline,
         )
         return lambda images, prompts: clip.scale * clip.agreement(images, prompts) / self.divisor
