@@ -6,7 +6,7 @@ One GPU takes 8 prompts an iteration; papers take about 48, over many.
 """
 
 from workbench.contracts import Task
-from workbench.models import MODELS
+from workbench.models.sana import SanaSprintModel
 from workbench.objectives.grpo import GRPOObjective
 from workbench.rewards import REWARDS
 from workbench.samplers.asfmc_endpoint import EndpointSampler
@@ -22,7 +22,8 @@ from workbench.settings import (
     RunConfig,
     rewards,
 )
-from workbench.tasks import TASKS
+from workbench.tasks.geneval import GenEvalTask
+from workbench.tasks.prompts import PromptsTask
 
 
 def _aligned(title: str, task: Task, reward: str, *, judge: str, kl_weight: float) -> RunConfig:
@@ -31,7 +32,7 @@ def _aligned(title: str, task: Task, reward: str, *, judge: str, kl_weight: floa
         title=title,
         iterations=300,
         task=task,
-        model=MODELS["sana_sprint"](),
+        model=SanaSprintModel(),
         sampler=EndpointSampler(noise=0.7),
         rewards=rewards(**{reward: 1.0}),
         eval_rewards=(EvalReward(reward=REWARDS[judge]()),),
@@ -49,21 +50,21 @@ def _aligned(title: str, task: Task, reward: str, *, judge: str, kl_weight: floa
 SANA: dict[str, RunConfig] = {
     "sana_sprint_pickscore": _aligned(
         "Align SANA-Sprint with people's taste",
-        TASKS["prompts"](packaged="general"),
+        PromptsTask(packaged="general"),
         "pickscore",
         judge="clip_score",
         kl_weight=0.01,
     ),
     "sana_sprint_ocr": _aligned(
         "Align SANA-Sprint's spelling",
-        TASKS["prompts"](packaged="text"),
+        PromptsTask(packaged="text"),
         "ocr",
         judge="pickscore",
         kl_weight=0.04,
     ),
     "sana_sprint_geneval": _aligned(
         "Align SANA-Sprint with objects, counts, colours and places",
-        TASKS["geneval"](mix="flow_grpo"),
+        GenEvalTask(mix="flow_grpo"),
         "geneval",
         judge="pickscore",
         kl_weight=0.04,
