@@ -79,6 +79,20 @@ def test_images_depend_on_their_seed_alone(family: Family, folder: Path) -> None
     assert torch.allclose(many[1:2], one, atol=1e-5)
 
 
+def test_no_more_is_needed_than_is_fetched_from_the_hub(
+    family: Family, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = family.model(folder).load(CPU)
+    x = noise(whole.latent_shape)
+    expected = sampled(whole, x, (1.0, 0.0))
+    fetched = tmp_path / "fetched"
+    for part in {*whole.model.parts} & {path.name for path in folder.iterdir()}:
+        shutil.copytree(folder / part, fetched / part)
+    shutil.copy(folder / "model_index.json", fetched)
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))  # so that prompts are read again
+    assert torch.equal(sampled(family.model(fetched).load(CPU), x, (1.0, 0.0)), expected)
+
+
 def test_encoding_is_undone_by_decoding_in_shape(family: Family, folder: Path) -> None:
     generator = family.model(folder).load(CPU)
     latents = generator.encode(torch.rand(2, 3, family.side, family.side, generator=torch.Generator().manual_seed(0)))

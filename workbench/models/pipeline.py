@@ -197,10 +197,12 @@ class Encoders:
             return
         import diffusers
 
-        absent = {part: None for part in self.model.optional if not (self.folder / part).is_dir()}
+        head = json.loads((self.folder / HEAD).read_text())
+        read = {part for part in self.model.encoders if (self.folder / part).is_dir()}
+        absent = {part: None for part, kind in head.items() if isinstance(kind, list) and part not in read}
         with loading(self.folder):
             pipeline = getattr(diffusers, self.model.pipeline).from_pretrained(
-                self.folder, transformer=None, vae=None, dtype=DTYPES[self.model.dtype], use_safetensors=True, **absent
+                self.folder, dtype=DTYPES[self.model.dtype], use_safetensors=True, **absent
             )
         with quietly():  # an encoder that reads less than the longest one says so of every prompt
             self._check(pipeline, missing)
