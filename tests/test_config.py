@@ -5,7 +5,7 @@ import json
 import pytest
 from pydantic import BaseModel
 
-from workbench.config import PRESETS, RunConfig, configure, parse_config
+from workbench.config import PRESETS, RunConfig, change, configure, configure_reward, parse_config
 from workbench.flow import time_grid
 from workbench.models import MODELS
 from workbench.objectives import OBJECTIVES
@@ -274,3 +274,25 @@ def test_each_reward_may_appear_once() -> None:
 def test_a_configuration_cannot_be_changed_in_place() -> None:
     with pytest.raises(ValueError, match="frozen"):
         PRESETS["shapes"].iterations = 3  # type: ignore[misc]
+
+
+def test_a_reward_s_own_settings_are_set_by_its_name_in_any_order() -> None:
+    changes = {"rewards.remote.addresses": "[http://a:1, http://b:2/]", "rewards.remote": "0.3", "rewards.remote.batch": "4"}
+    entry = configure("shapes", changes).rewards[-1]
+    assert (entry.weight, entry.reward.batch, entry.reward.addresses) == (0.3, 4, ("http://a:1", "http://b:2"))
+    again = change(configure("shapes", changes), {"rewards.remote.batch": 5, "rewards.remote": 1})
+    assert (again.rewards[-1].weight, again.rewards[-1].reward.batch) == (1, 5)
+    judging = configure("shapes", {"eval_rewards.judge": 1, "eval_rewards.judge.question": "{prompt}: is it there?"})
+    assert judging.eval_rewards[-1].reward.question == "{prompt}: is it there?"
+    with pytest.raises(ValueError, match=r"reward 'remote' is not among rewards; put it there with rewards\.remote = 1"):
+        configure("shapes", {"rewards.remote.batch": 4})
+    with pytest.raises(ValueError, match=r"unknown setting .*bach'; choose from: name, addresses, batch"):
+        configure("shapes", {"rewards.remote": 1, "rewards.remote.bach": 4})
+
+
+def test_a_reward_is_configured_by_itself() -> None:
+    assert configure_reward("jpeg_size", {"quality": "30"}).quality == 30
+    with pytest.raises(ValueError, match=r"unknown reward 'jpeg'; choose from: .*jpeg_size"):
+        configure_reward("jpeg")
+    with pytest.raises(ValueError, match="quality = '300': input should be less than or equal to 95"):
+        configure_reward("jpeg_size", {"quality": "300"})

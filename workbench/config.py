@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from workbench.contracts import Extension
+from workbench.contracts import Extension, Reward
 from workbench.models import MODELS
 from workbench.objectives import OBJECTIVES
 from workbench.presets import PRESETS
@@ -21,7 +21,8 @@ M = TypeVar("M", bound=BaseModel)
 def configure(preset: str = "shapes", changes: Mapping[str, Any] | None = None) -> RunConfig:
     """A preset with dotted changes applied, such as `{"grpo.group_size": 16, "sampler.name": "flow_sde"}`.
 
-    Values may be text as typed on a command line, and `rewards.NAME` sets the weight of one reward. Changing an extension's
+    Values may be text as typed on a command line. `rewards.NAME` sets the weight of one reward, `rewards.NAME.FIELD` one of its
+    own settings. Changing an extension's
     `name` starts it from its own defaults, whatever the order of the changes.
 
     Raises: ValueError: one line for each mistake, naming the key, the value and what would be accepted.
@@ -34,7 +35,7 @@ def configure(preset: str = "shapes", changes: Mapping[str, Any] | None = None) 
 def change(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     """A configuration with dotted changes applied, as `configure` reads them."""
     values = config.model_dump()
-    for key, value in sorted(changes.items(), key=lambda item: not _chooses_extension(item[0])):
+    for key, value in sorted(changes.items(), key=lambda item: (not _chooses_extension(item[0]), _is_of_a_reward(item[0]))):
         _set(values, key, _read(value))
     return parse_config(values)
 
@@ -89,7 +90,12 @@ def _chooses_extension(key: str) -> bool:
 
 def _read(value: Any) -> Any:
     """Text as typed on a command line: a list is read as YAML; all else stays text, which the field's own type understands."""
-    return yaml.safe_load(value) if isinstance(value, str) and value.lstrip().startswith(("[", "{")) else value
+    if not (isinstance(value, str) and value.lstrip().startswith(("[", "{"))):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:  # text that only begins like a list
+        return value
 
 
 def _set(values: dict[str, Any], key: str, value: Any) -> None:
@@ -98,7 +104,8 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
         return
     *path, last = key.split(".")
     if path and path[0] in ("rewards", "eval_rewards"):
-        _set_reward(values, path[0], ".".join([*path[1:], last]), value)
+        set_one = _set_of_a_reward if _is_of_a_reward(key) else _set_reward
+        set_one(values, path[0], ".".join([*path[1:], last]), value)
         return
     node: Any = values
     for part in (*path, last):
@@ -137,6 +144,33 @@ def _set_reward(values: dict[str, Any], field: str, name: str, value: Any) -> No
         for entry in values["rewards"]
         if entry["reward"]["name"] not in judges or str(entry.get("weight")) not in ("0", "0.0")
     )
+
+
+def _is_of_a_reward(key: str) -> bool:
+    """Whether it is a reward's own setting; set last, since the reward has to be there."""
+    field, _, rest = key.partition(".")
+    return field in ("rewards", "eval_rewards") and rest.partition(".")[0] in REWARDS and "." in rest
+
+
+def _set_of_a_reward(values: dict[str, Any], field: str, name: str, value: Any) -> None:
+    """A setting of a reward that is switched on."""
+    name, _, setting = name.partition(".")
+    if all(entry["reward"]["name"] != name for entry in values[field]):
+        raise ValueError(f"{field}.{name}.{setting}: reward {name!r} is not among {field}; put it there with {field}.{name} = 1")
+    values[field] = tuple(
+        entry | {"reward": entry["reward"] | {setting: value}} if entry["reward"]["name"] == name else entry
+        for entry in values[field]
+    )
+
+
+def configure_reward(name: str, changes: Mapping[str, Any] | None = None) -> Reward:
+    """A reward with some of its own settings, as text or values.
+
+    Raises: ValueError: one line for each mistake, naming the setting, the value and what would be accepted.
+    """
+    if name not in REWARDS:
+        raise ValueError(f"unknown reward {name!r}; choose from: {', '.join(REWARDS)}")
+    return validated(REWARDS[name], {key: _read(value) for key, value in (changes or {}).items()})
 
 
 def _explain(item: Any, model: type[BaseModel]) -> str:

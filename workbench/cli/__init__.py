@@ -13,6 +13,7 @@ from workbench.cli.reproduce import reproduce
 from workbench.cli.runs import runs_of_the_record
 from workbench.cli.sample import sample
 from workbench.cli.schedule import schedule
+from workbench.cli.serve_reward import serve_reward
 from workbench.cli.sweep import sweep
 from workbench.cli.train import train
 
@@ -29,6 +30,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "reproduce": reproduce,
     "diff": diff,
     "export": export,
+    "serve-reward": serve_reward,
     "control": control,
     "bench": bench,
     "doctor": doctor,

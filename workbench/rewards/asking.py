@@ -24,7 +24,7 @@ BACKOFF = 0.5
 LARGEST_ANSWER = 2**20
 """Most bytes of an answer that are read."""
 
-_EXCERPT = 200  # characters of an answer that a message quotes
+_EXCERPT = 300  # characters of an answer that a message quotes
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -186,8 +186,8 @@ class Service:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise RewardFailed(f"cannot be asked ({type(error).__name__}: {error})") from error
         text = content.decode(errors="replace")
-        text = excerpt(text.replace(self._key, "***") if self._key else text)  # some quote the key that they refuse
-        said = f"answered {answer.status_code} {answer.reason_phrase}: {text}"
+        text = text.replace(self._key, "***") if self._key else text  # some quote the key that they refuse
+        said = f"answered {answer.status_code} {answer.reason_phrase}: {_reason(text)}"
         if answer.status_code in (401, 403):
             missing = f"${self._variable} holds a wrong key" if self._key else f"put the key into ${self._variable}"
             raise RewardFailed(f"{said}; {missing}")
@@ -198,13 +198,28 @@ class Service:
         try:
             return json.loads(content)
         except ValueError:
-            raise Unusable(f"answered what is not JSON: {text}") from None
+            raise Unusable(f"answered what is not JSON: {excerpt(text)}") from None
 
 
 def excerpt(text: Any) -> str:
-    """What was answered, short and on one line, for a message."""
-    line = re.sub(r"\s+", " ", str(text)).strip()
-    return repr(line if len(line) <= _EXCERPT else f"{line[:_EXCERPT]}...")
+    """What was answered, short, on one line and in quotes, for a message."""
+    return repr(_short(str(text)))
+
+
+def _reason(text: str) -> str:
+    """What a refusal says, in the two forms that are common: {"detail": text} and {"error": {"message": text}}."""
+    try:
+        said = json.loads(text)
+    except ValueError:
+        return excerpt(text)
+    said = said.get("detail", said.get("error")) if isinstance(said, dict) else said
+    said = said.get("message") if isinstance(said, dict) else said
+    return _short(said) if isinstance(said, str) else excerpt(text)
+
+
+def _short(text: str) -> str:
+    line = re.sub(r"\s+", " ", text).strip()
+    return line if len(line) <= _EXCERPT else f"{line[:_EXCERPT]}..."
 
 
 def png(image: Tensor) -> str:
