@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from workbench.contracts import FlowMapKind
 from workbench.models.guidance import Conditions, GuidedMap
 from workbench.models.pipeline import PipelineModel
+from workbench.models.sana_sizes import SANA, SPRINT
 
 TOKENS = 300
 """Most tokens of a prompt that SANA was trained to read."""
@@ -119,6 +120,7 @@ class SanaModel(SanaFamily):
 
     kind: ClassVar[FlowMapKind] = "velocity"
     pipeline = "SanaPipeline"
+    published = SANA
 
     @property
     def negative(self) -> str | None:
@@ -151,6 +153,7 @@ class SanaSprintModel(SanaFamily):
 
     kind: ClassVar[FlowMapKind] = "single_time"
     pipeline = "SanaSprintPipeline"
+    published = SPRINT
 
     def read(self, pipeline: Any, prompts: Sequence[str], device: torch.device) -> Mapping[str, Tensor]:
         return self._read(pipeline, prompts, device, _instruction(pipeline))
