@@ -37,13 +37,13 @@ def preflight(learner: "Learner") -> Stream[Progress, None, tuple[Check, ...]]:
         plain = yield from stream_images(
             learner.policy.generator, rollout.prompts, seeds, times=config.times, batch=config.compute.sample_batch
         )
-        deterministic = learner.rewards.total(learner.rewards.score(plain.to(learner.device), rollout.prompts))
+        deployed = learner.rewards.total(learner.rewards.score(plain.to(learner.device), rollout.prompts))
     rewards, deterministic = learner.gather(learner.rewards.total(parts)), learner.gather(deterministic)
     ratios = list(first_ratios(learner, learner.lesson(rollout, parts)))
     return (
         *([ratio_check(learner.gather(torch.cat(ratios)))] if ratios else []),
         spread_check(rewards, rollout.group_size),
-        noise_check(rewards, deterministic),
+        noise_check(rewards, deployed),
         *([scale_check(noise_of_steps(config))] if rollout.transitions else []),
         memory_check(learner.device),
     )
@@ -89,12 +89,12 @@ def spread_check(rewards: Tensor, group_size: int) -> Check:
     )
 
 
-def noise_check(rewards: Tensor, deterministic: Tensor) -> Check:
-    """What is trained (stochastic samples) should resemble what is deployed (deterministic ones)."""
-    noisy, plain = float(rewards.mean()), float(deterministic.mean())
+def noise_check(rewards: Tensor, deployed: Tensor) -> Check:
+    """Samples that are trained on should resemble those that are deployed, which `deployed_sampler` draws."""
+    noisy, plain = float(rewards.mean()), float(deployed.mean())
     lost = plain - noisy
-    told = f"Rollouts score {noisy:.3f} on average and deterministic samples {plain:.3f}."
-    spread = float(deterministic.std()) + 1e-12
+    told = f"Rollouts score {noisy:.3f} on average, and samples as they are deployed {plain:.3f}."
+    spread = float(deployed.std()) + 1e-12
     if lost <= 0.25 * spread:
         return Check("noise", "green", f"{told} The noise costs little.", lost)
     if lost <= spread:
