@@ -38,7 +38,7 @@ def preflight(learner: "Learner") -> Stream[Progress, None, tuple[Check, ...]]:
             learner.policy.generator, rollout.prompts, seeds, times=config.times, batch=config.compute.sample_batch
         )
         deployed = learner.rewards.total(learner.rewards.score(plain.to(learner.device), rollout.prompts))
-    rewards, deterministic = learner.gather(learner.rewards.total(parts)), learner.gather(deterministic)
+    rewards, deployed = learner.gather(learner.rewards.total(parts)), learner.gather(deployed)
     ratios = list(first_ratios(learner, learner.lesson(rollout, parts)))
     return (
         *([ratio_check(learner.gather(torch.cat(ratios)))] if ratios else []),
