@@ -100,12 +100,10 @@ def test_a_picture_without_text_scores_nothing(score: Any) -> None:
     assert score(torch.cat([noise, flat]), ['a sign that says "open"'] * 2).tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("side", [32, 64, 500])
+@pytest.mark.parametrize("side", [64, 500])
 def test_pictures_of_any_size_are_read(side: int, score: Any) -> None:
     image = sign(("OPEN", side // 8, side // 4), side=side, size=side // 4)
-    assert score(image[None], ['a sign that says "open"']).item() == (
-        pytest.approx(1.0) if side > 32 else pytest.approx(0.5, abs=0.5)
-    )
+    assert score(image[None], ['a sign that says "open"']).tolist() == [1]
 
 
 def test_several_threads_read_the_same(score: Any) -> None:
@@ -139,7 +137,5 @@ def test_a_missing_recogniser_says_how_to_install_it(missing: str, monkeypatch: 
 
 
 def test_a_run_may_train_on_it() -> None:
-    config = configure(
-        "flux", {"rewards.ocr": 1, "rewards.jpeg_size": 0, "task.lines": '["a sign that says \\"open\\"", "\\"shut\\""]'}
-    )
+    config = configure("flux", {"rewards.ocr": 1, "rewards.jpeg_size": 0})
     assert [weighted.reward.name for weighted in config.rewards if weighted.weight] == ["ocr"]

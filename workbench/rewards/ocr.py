@@ -13,7 +13,13 @@ from workbench.contracts import Reward, RewardFunction
 from workbench.rewards.glyphs_ocr import engine, legibility
 from workbench.rewards.views import as_bytes
 
-_QUOTED = re.compile(r'"([^"]+)"|“([^“”]+)”|„([^„“”]+)[“”]|«([^«»]+)»')
+_QUOTED = re.compile(r'"([^"]*)"|“([^“”]*)”|„([^„“”]*)[“”]|«([^«»]*)»')
+
+_PAGE = {
+    "Global.use_cls": False,  # which says whether text stands on its head
+    "Det.limit_type": "max",  # only larger pictures are shrunk to find text; as PaddleOCR does by default
+    "Det.limit_side_len": 960,
+}
 
 Box = Sequence[Sequence[float]]
 """The corners of a piece of text, (x, y) in pixels, clockwise from its upper left."""
@@ -23,7 +29,7 @@ class OCR(Reward):
     """Spelling: 1 - edits / letters between the words a prompt puts in quotation marks and what RapidOCR reads; in [0, 1].
 
     1 where the picture contains them; capitals and spaces do not count. Text is found anywhere in a picture and read line by
-    line. A prompt needs quotation marks, as in: a sign that says "open". It runs on the CPU, a few pictures a second on a core.
+    line. A prompt needs quotation marks, as in: a sign that says "open". It runs on the CPU, three pictures of 512 x 512 a second on a core.
 
     Source: the text rendering reward of Flow-GRPO (arXiv:2505.05470), there with PaddleOCR.
     """
@@ -65,7 +71,7 @@ def page_reader() -> Callable[[Any], str]:
 
     Raises: ModuleNotFoundError: if it is not installed, saying how to install it.
     """
-    read = engine("ocr", {"Global.use_cls": False})  # which says whether text stands on its head
+    read = engine("ocr", _PAGE)
 
     def text(pixels: Any) -> str:
         found = read(pixels[..., ::-1])  # it takes BGR
