@@ -8,10 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from toy_run import PROMPTS, toy_config, toy_events
 
-from workbench import export
+from workbench import export, merging
 from workbench.__main__ import main
 from workbench.checkpoints import CheckpointError
 from workbench.config import RunConfig, configure, parse_config
@@ -19,7 +20,9 @@ from workbench.evaluate import load_policy
 from workbench.events import CheckpointReady
 from workbench.example import TAG, welcome
 from workbench.export import read_archive, write_archive, write_weights
+from workbench.merging import merge, write_merged
 from workbench.models.policy import Policy
+from workbench.rollout import drain
 from workbench.store import Store, StoreError
 
 
@@ -202,6 +205,44 @@ def test_an_exported_adapter_loads_with_peft(store: Store, tmp_path: Path) -> No
     assert all(".default." not in name for name in load_file(tmp_path / "adapter" / "adapter_model.safetensors"))
 
 
+@pytest.mark.parametrize("preset", ["shapes_lora", "shapes"])
+def test_merged_weights_of_an_embedded_model_need_no_adapter(store: Store, preset: str) -> None:
+    run, policy = trained(store, configure(preset))
+    path = drain(write_merged(store, run))
+    with safe_open(path, framework="pt") as opened:
+        assert json.loads(opened.metadata()["workbench"])["run"] == run
+    again = configure("shapes", {"model.weights": str(path)}).model.load(torch.device("cpu"))
+    torch.testing.assert_close(jumps(again), jumps(policy.generator))
+    assert not torch.allclose(jumps(again), jumps(configure("shapes").model.load(torch.device("cpu"))), atol=1e-3)
+
+
+def test_merging_into_another_base_is_refused(store: Store, tmp_path: Path) -> None:
+    run, _ = trained(store, configure("shapes_lora"))
+    tensors = store.load_checkpoint(run).tensors["ema"]
+    wide = {name: value.repeat(1, 2) if "lora_A" in name else value for name, value in tensors.items()}
+    with pytest.raises(
+        ValueError, match=r"the run trained 'network\..*' of \[.*\], and .* has one of \[.*\]: it is another base"
+    ):
+        drain(merge(tmp_path / "x.safetensors", wide, configure("shapes_lora"), {}))
+    assert list(tmp_path.glob("*.safetensors")) == []
+
+
+def test_a_merge_that_ends_early_leaves_nothing(store: Store, tmp_path: Path) -> None:
+    run, _ = trained(store, configure("shapes_lora"))
+    stream = write_merged(store, run, out=tmp_path / "merged.safetensors")
+    first = next(stream)
+    assert 0 < first.done < first.total
+    stream.close()
+    assert list(tmp_path.glob("*merged*")) == list(tmp_path.glob(".*merged*")) == []
+
+
+def test_merging_where_there_is_no_room_says_how_much_it_needs(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = trained(store, configure("shapes_lora"))
+    monkeypatch.setattr(merging.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10))
+    with pytest.raises(ValueError, match=r"merged weights need 0\.0 GiB in .*; make room, or name another place with --out"):
+        drain(write_merged(store, run))
+
+
 def test_an_archive_is_the_same_whoever_reads_it(store: Store) -> None:
     """Any program reads the events: one JSON object on each line."""
     run = recorded(store)
@@ -242,9 +283,14 @@ def test_the_command_line_exports_imports_deletes_and_restores(
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("export", "latest"), "choose one of --report, --weights, --archive and --notebook"),
+        (("export", "latest"), "choose one of --report, --weights, --merged, --card, --archive and --notebook"),
         (("export", "latest", "--report", "--weights"), "choose one of"),
         (("export", "latest", "--report", "--checkpoint", "3"), "--checkpoint chooses the weights"),
+        (("export", "latest", "--report", "--pipeline"), "--pipeline is for --merged and --card"),
+        (("export", "latest", "--card", "--dtype", "fp32"), "--dtype is for --merged"),
+        (("export", "latest", "--merged", "--repo", "a/b"), "--repo is for --card"),
+        (("export", "latest", "--merged", "--pipeline"), "part of no pipeline of diffusers; leave out --pipeline"),
+        (("export", "latest", "--merged", "--out", "."), ". is there already; name a place where nothing is"),
         (("runs", "import"), "runs import needs a FILE"),
         (("runs", "list", "more"), "takes nothing more; got more"),
         (("runs", "import", "nowhere.zip"), "there is no file nowhere.zip"),

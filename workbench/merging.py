@@ -119,33 +119,51 @@ def write_merged(
     found, checkpoint, config = averaged(store, run, iteration)
     if out is not None and out.exists():
         raise ValueError(f"{out} is there already; name a place where nothing is, or remove it")
-    learned, made = _Learned(checkpoint.tensors["ema"], config), made_of(found, checkpoint.iteration, config)
-    stem = f"{found.id}-{checkpoint.iteration:06d}"
+    tensors, made = checkpoint.tensors["ema"], made_of(found, checkpoint.iteration, config)
     folder = export_folder(store, found.id) if out is None else out.absolute().parent
+    what = ("pipeline" if pipeline else "merged") + ("" if isinstance(config.model, PipelineModel) else ".safetensors")
+    path = out or folder / f"{found.id}-{checkpoint.iteration:06d}-{what}"
     with store.disk(folder):
-        if not isinstance(config.model, PipelineModel):
+        if isinstance(config.model, PipelineModel):
+            with whole_folder(path) as hidden:
+                yield from merge(hidden, tensors, config, made, pipeline=pipeline, dtype=dtype)
+        else:
             if pipeline:
                 raise ValueError(f"model {config.model.name!r} is part of no pipeline of diffusers; leave out --pipeline")
-            (source,) = config.model.weight_files()
-            base = _tensors((source,), "fp32" if dtype == "base" else dtype)
-            learned.check(base)
-            _expect_room(base, folder)
-            path = out or folder / f"{stem}-merged.safetensors"
             with whole_file(path) as hidden:
-                yield from _write(hidden, base, learned, {NOTE: json.dumps(made)}, 0, _size(base))
-            return path
-        source = _source(config.model, pipeline)
-        base = _tensors(_files(source / config.model.component), dtype)
+                yield from merge(hidden, tensors, config, made, dtype=dtype)
+    return path
+
+
+def merge(
+    path: Path,
+    tensors: "Mapping[str, Tensor]",
+    config: "RunConfig",
+    made: dict[str, Any],
+    *,
+    pipeline: bool = False,
+    dtype: Dtype = "base",
+) -> Stream[Progress, None, None]:
+    """What `write_merged` writes: into a folder that is there and empty, or of an embedded model as the file `path`."""
+    from workbench.models.pipeline import PipelineModel
+
+    learned, model = _Learned(tensors, config), config.model
+    if not isinstance(model, PipelineModel):
+        (file,) = model.weight_files()
+        base = _tensors((file,), "fp32" if dtype == "base" else dtype)
         learned.check(base)
-        _expect_room(base, folder)
-        path = out or folder / f"{stem}-{'pipeline' if pipeline else 'merged'}"
-        with whole_folder(path) as hidden:
-            component = hidden / config.model.component if pipeline else hidden
-            component.mkdir(exist_ok=True)
-            yield from _write_component(component, source / config.model.component, base, learned, made)
-            if pipeline:
-                _add_other_parts(source, hidden, config.model.component)
-        return path
+        _expect_room(base, path.parent)
+        yield from _write(path, base, learned, {NOTE: json.dumps(made)}, 0, _size(base))
+        return
+    source = _source(model, pipeline)
+    base = _tensors(_files(source / model.component), dtype)
+    learned.check(base)
+    _expect_room(base, path)
+    component = path / model.component if pipeline else path
+    component.mkdir(exist_ok=True)
+    yield from _write_component(component, source / model.component, base, learned, made)
+    if pipeline:
+        _add_other_parts(source, path, model.component)
 
 
 def _source(model: "PipelineModel", whole: bool) -> Path:

@@ -2,8 +2,8 @@
 
 import sys
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Generator, Mapping
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,6 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 if TYPE_CHECKING:
     from workbench.events import Evaluated, Event, PreflightDone
+    from workbench.events import Progress as Portion
+
+T = TypeVar("T")
 
 _QUIET_SECONDS = 10.0  # between lines where stderr is no terminal
 _COLOURS = {"green": "green", "amber": "yellow", "red": "red"}
@@ -32,6 +35,21 @@ def show_json(value: Any) -> None:
     from workbench.exact_json import to_json
 
     print(to_json(value), flush=True)
+
+
+def finish(title: str, stream: "Generator[Portion, None, T]") -> T:
+    """Run a stream of progress to its end under a bar, where stderr is a terminal; returns what it returns."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bars:
+        task = bars.add_task(escape(title), total=None)
+        while True:
+            try:
+                event = next(stream)
+            except StopIteration as end:
+                done: T = end.value
+                return done
+            bars.update(task, completed=event.done, total=event.total)
 
 
 class Screen:
