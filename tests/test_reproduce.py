@@ -245,10 +245,6 @@ def test_what_cannot_be_reproduced_is_refused_and_leaves_nothing(store):
         reproduce(store, waiting)
     with pytest.raises(ValueError, match="of kind 'sweep', which computes nothing itself"):
         reproduce(store, sweep)
-    together = store.create("train", {"compute": {"processes": 2}}, title="pair", origin="test")
-    store.set_status(together, "done")
-    with pytest.raises(ValueError, match=r"was trained by 2 processes together.*torchrun --nproc-per-node 2"):
-        reproduce(store, together)
     run = recorded(store)
     (store.folder(run) / FILE).write_text('{"format": "flow-map-workbench provenance", "version": 1, "drivers": [{"at": 1}]}')
     with pytest.raises(

@@ -17,7 +17,7 @@ app = typer.Typer(
     add_completion=False,
 )
 for _name, _command in COMMANDS.items():
-    app.command(_name)(_command)
+    app.command(_name, context_settings={"allow_interspersed_args": _name != "launch"})(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -145,7 +145,7 @@ def meet() -> "Store":
         store.wait([f"here/{other}" for other in range(count)], timedelta(seconds=seconds))
     except (torch.distributed.DistError, RuntimeError) as error:
         if "EADDRINUSE" in str(error):
-            raise RuntimeError(f"{where} is taken by another program; choose another one with --main-port") from error
+            raise RuntimeError(f"{where} is taken by another program; choose another one with --port") from error
         raise RuntimeError(
             f"the {count} processes that were asked for did not all come up at {where} within {seconds:g} s; begin as many on "
             f"every node, each with the same address and port ({str(error).splitlines()[0]})"

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, case, delete, func, insert, select, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError
 
@@ -394,6 +394,21 @@ class Store:
         mine = (RUNS.c.id == run) if part else (RUNS.c.id == run) & (RUNS.c.pid.is_(None) | _driven_here())
         with self.writing() as connection:
             return bool(connection.execute(update(RUNS).where(mine).values(values)).rowcount)
+
+    def correct(self, run: str, pid: int | None, error: str | None, died: str = "crashed") -> bool:
+        """Say why a run ended, for its driver, a process of this host that has ended and could not say so, or knew less.
+
+        Args:
+            died: what becomes of a run that it still drove.
+        Returns: False where it ended otherwise, or another process drives it now.
+        """
+        host = this_process()[0]
+        driven = (RUNS.c.host == host) & (RUNS.c.pid == pid) & RUNS.c.status.in_(DRIVEN)
+        failed = (RUNS.c.host == host) & RUNS.c.pid.is_(None) & (RUNS.c.status == "failed")
+        values = {"status": case((driven, died), else_="failed"), "error": error, "pid": None, "process_started": None}
+        with self.writing() as connection:
+            row = update(RUNS).where(RUNS.c.id == run, driven | failed).values(values | clock_stopped(RUNS.c.updated))
+            return bool(connection.execute(row).rowcount)
 
     def write_traceback(self, run: str, text: str) -> Path:
         """Keep the traceback of what ended the run in its directory."""

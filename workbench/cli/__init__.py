@@ -7,6 +7,7 @@ from workbench.cli.doctor import doctor
 from workbench.cli.evaluate import evaluate
 from workbench.cli.execute import execute
 from workbench.cli.export import export
+from workbench.cli.launch import launch
 from workbench.cli.notebook import notebook
 from workbench.cli.pretrain import pretrain
 from workbench.cli.reproduce import reproduce
@@ -19,6 +20,7 @@ from workbench.cli.train import train
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
+    "launch": launch,
     "sample": sample,
     "evaluate": evaluate,
     "pretrain": pretrain,

@@ -16,6 +16,7 @@ from workbench.cli.screen import Screen, say, show, show_json
 
 if TYPE_CHECKING:
     from workbench.events import CheckpointReady
+    from workbench.experiments.launching import Team
     from workbench.jobs import Job
     from workbench.store import Store
 
@@ -69,6 +70,48 @@ def drive(store: "Store", run: str, job: "Job", command: str) -> dict[str, Any]:
             finished = _take_events(job, interrupts, screen)
         except KeyboardInterrupt:
             finished = {}  # the job has recorded that it was stopped
+    return _summary(store, run, command, started, finished)
+
+
+def drive_together(store: "Store", run: str, team: "Team", command: str) -> dict[str, Any]:
+    """Watch the processes that drive a run until they have ended, and show what they record; returns the run's summary."""
+    from workbench.experiments.launching import settle
+
+    found = store.run(run)
+    started, cursor, told = time.monotonic(), store.cursor(run), False
+    say(f"run {run} in {store.folder(run)}, driven by {team.count} processes")
+    with Interrupts() as interrupts, Screen(found.title, found.iterations) as screen:
+        try:
+            while team.goes_on():
+                if interrupts.asked and not told:
+                    told = True
+                    team.interrupt()
+                    screen.say("stopping after this iteration with a checkpoint; Ctrl-C again ends it now")
+                cursor = show_news(store, run, cursor, screen)
+        except KeyboardInterrupt:
+            team.end()
+            store.correct(run, team.pid, None, died="stopped")
+        finally:
+            team.close()
+    settle(store, run, team)
+    finished = store.events(run, after=cursor, kinds=("Finished",))
+    return _summary(store, run, command, started, finished[-1].data["summary"] if finished else {})
+
+
+def show_news(store: "Store", run: str, cursor: int, screen: Screen) -> int:
+    """Show what a run that another process drives has recorded past the cursor; returns the new one."""
+    from workbench.events import IterationDone, Started
+
+    for row in store.events(run, after=cursor, kinds=("Started", "IterationDone")):
+        cursor = row.id
+        if row.kind == "Started":
+            screen.event(Started(row.iteration, row.data["facts"]))
+        else:
+            screen.event(IterationDone(row.iteration, row.data["metrics"], row.data["seconds"]))
+    return cursor
+
+
+def _summary(store: "Store", run: str, command: str, started: float, finished: dict[str, Any]) -> dict[str, Any]:
     end = store.run(run)
     if end.error:
         say(f"{end.status}: {end.error}")

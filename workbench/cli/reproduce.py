@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.cli.drive import Interrupts, command_line
+from workbench.cli.drive import Interrupts, command_line, show_news
 from workbench.cli.options import Json, Runs, StoreUrl, bad_arguments, open_store
 from workbench.cli.screen import Screen, say, show, show_json
 
@@ -100,19 +100,13 @@ def _say_what_differs(apart: "Differences | None", commands: list[str]) -> None:
 
 def _follow(store: "Store", run: str, dispatcher: "Dispatcher") -> "Run":
     """Show a queued run's progress until it is over; Ctrl-C asks it to stop."""
-    from workbench.events import IterationDone, Started
     from workbench.experiments.dispatch import TICK_SECONDS
 
     found, cursor, asked = store.run(run), 0, False
     with Interrupts() as interrupts, Screen(found.title, found.iterations) as screen:
         while True:
             finished = {each.id: each for each in dispatcher.tick()}
-            for row in store.events(run, after=cursor, kinds=("Started", "IterationDone")):
-                cursor = row.id
-                if row.kind == "Started":
-                    screen.event(Started(row.iteration, row.data["facts"]))
-                else:
-                    screen.event(IterationDone(row.iteration, row.data["metrics"], row.data["seconds"]))
+            cursor = show_news(store, run, cursor, screen)
             if run in finished or dispatcher.queue.entry(run) is None:
                 return store.run(run)
             if interrupts.asked and not asked and not store.run(run).over:

@@ -13,7 +13,7 @@ from workbench.records import Run
 from workbench.store import Store
 
 if TYPE_CHECKING:
-    from workbench.jobs import Start
+    from workbench.jobs import Job, Start
 
 
 def execute(store: Store, run: str, interrupted: Callable[[], bool] = lambda: False) -> Run:
@@ -29,24 +29,53 @@ def execute(store: Store, run: str, interrupted: Callable[[], bool] = lambda: Fa
         from workbench.experiments.papermilling import supervise
 
         supervise(store, found, entry, interrupted)
+    elif processes_of(found.config) > 1:
+        _watch(store, found.id, interrupted)
     else:
         _drive(store, found, entry, interrupted)
     return store.run(found.id)
+
+
+def processes_of(config: dict[str, Any]) -> int:
+    """How many processes drive a run with these settings together."""
+    return int(config.get("compute", {}).get("processes", 1))
+
+
+def _watch(store: Store, run: str, interrupted: Callable[[], bool]) -> None:
+    """Begin the processes that drive a run together, and see them through."""
+    from workbench.experiments.launching import settle, team_of
+
+    team, asked = team_of(store, run, fresh=True), False
+    try:
+        while team.goes_on():
+            if interrupted() and not asked:
+                asked = True
+                team.interrupt()
+    finally:
+        team.close()
+    settle(store, run, team)
+    failure = team.failure()
+    if failure is not None and not store.run(run).over:
+        raise ValueError(failure.error)  # nobody had begun to drive it, so whoever queued it says so
 
 
 def _drive(store: Store, run: Run, entry: Entry, interrupted: Callable[[], bool]) -> None:
     from workbench.jobs import Job
 
     last = store.load_checkpoint(run.id) if store.checkpoints(run.id) else None  # an attempt goes on where the one before ended
-    job = Job(store, run.id, loop(run.kind, run.config), resume=last, fresh=True)
-    deadline = time.monotonic() + entry.timeout if entry.timeout else None
+    attend(Job(store, run.id, loop(run.kind, run.config), resume=last, fresh=True), entry.timeout, interrupted)
+
+
+def attend(job: "Job", timeout: float | None, interrupted: Callable[[], bool]) -> None:
+    """Drive a job until it is over, or has taken `timeout` seconds, or was interrupted; then it stops with a checkpoint."""
+    deadline = time.monotonic() + timeout if timeout else None
     asked = False
     while not job.over:
         late = deadline is not None and time.monotonic() > deadline
         if (late or interrupted()) and not asked:
             asked = True
             if late:
-                job.give_up(f"it took longer than {entry.timeout:g} s; it can be resumed from its last checkpoint")
+                job.give_up(f"it took longer than {timeout:g} s; it can be resumed from its last checkpoint")
             else:
                 job.ask("stop")
         if job.advance() is None and job.paused:

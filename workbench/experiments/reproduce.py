@@ -54,11 +54,6 @@ def reproduce(store: Store, run: str, *, command: str = "", lane: str = LANE) ->
         raise ValueError(
             f"run {found.id} is of kind {found.kind!r}, which computes nothing itself; reproduce the runs that belong to it"
         )
-    if (processes := found.config.get("compute", {}).get("processes", 1)) > 1:
-        raise ValueError(
-            f"run {found.id} was trained by {processes} processes together, and the queue begins one; repeat it with: "
-            f"torchrun --nproc-per-node {processes} -m workbench train, and the settings that `export --notebook` lists"
-        )
     replay = replay_of(store, found)
     begin = _beginning(store, found, replay.begins)
     own = store.folder(found.id) / papermilling.SOURCE

@@ -1,0 +1,262 @@
+"""Several processes begun, watched over and ended by the command line: what becomes of the run, whatever becomes of them."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from toy_training import SMALL
+
+from workbench.__main__ import main
+from workbench.config import configure
+from workbench.events import CheckpointReady
+from workbench.experiments.launching import Nodes, Team
+from workbench.experiments.queue import Entry, enqueue
+from workbench.experiments.rank_process import Told
+from workbench.provenance import read_provenance
+from workbench.records import Run, resumable
+from workbench.store import Store
+from workbench.train import train
+
+ROOT = Path(__file__).parent.parent
+QUICK = SMALL | {"grpo.groups": 4, "compute.device": "cpu", "compute.threads": 1, "evaluation.every": 1000}
+SETTINGS = [part for key, value in QUICK.items() for part in ("--set", f"{key}={value}")]
+
+
+def command(store: Store, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "workbench", *arguments, "--runs", str(store.location)]
+
+
+@contextmanager
+def begun(store: Store, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+    """A command of its own process, ended with all that it began."""
+    values = {**os.environ, "PYTHONPATH": str(ROOT), "WORKBENCH_STORE": store.url}
+    process = subprocess.Popen(
+        command(store, *arguments), env=values, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=store.location
+    )
+    try:
+        yield process
+    finally:
+        for child in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []:
+            child.kill()
+        process.kill()
+        process.communicate()
+
+
+def ended(process: "subprocess.Popen[str]", seconds: float = 60) -> tuple[int, dict[str, Any], str]:
+    """Its exit status, the JSON of its last line, and what it said."""
+    said, errors = process.communicate(timeout=seconds)
+    return process.returncode, json.loads(said.splitlines()[-1]) if said.strip() else {}, errors
+
+
+def until(condition: Callable[[], Any], process: "subprocess.Popen[str]", seconds: float = 60) -> Any:
+    """What `condition` gives once it is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "it never came to be"
+        time.sleep(0.05)
+    return found
+
+
+def reached(store: Store, iteration: int) -> Callable[[], Run | None]:
+    def look() -> Run | None:
+        return next((run for run in store.runs() if run.status == "running" and run.iteration >= iteration), None)
+
+    return look
+
+
+def follower(process: "subprocess.Popen[str]", run: Run) -> psutil.Process:
+    """The process of rank 1."""
+    ranks = [child for child in psutil.Process(process.pid).children() if child.pid != run.pid]
+    (other,) = [child for child in ranks if "rank_process" in " ".join(child.cmdline())]
+    return other
+
+
+def last(store: Store, run: str) -> dict[str, torch.Tensor]:
+    return store.load_checkpoint(run).tensors["policy"]
+
+
+def unbroken(**changes: Any) -> dict[str, torch.Tensor]:
+    """The policy of a run that one process made without a break."""
+    config = configure("shapes", QUICK | changes)
+    found = [event for event in train(config) if isinstance(event, CheckpointReady)]
+    return found[-1].tensors["policy"]
+
+
+def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    apart = torch.cat([(value - other[name]).abs().flatten() for name, value in one.items()])
+    return float(apart.max()) < 1e-3 and float(apart.median()) < 1e-5  # the order of sums over gradients, magnified by Adam
+
+
+# A run that several processes drive
+
+
+@pytest.mark.timeout(180)
+def test_ctrl_c_stops_all_with_a_checkpoint_and_one_process_goes_on(store: Store) -> None:
+    with begun(store, "launch", "--processes", "2", "train", *SETTINGS, "--set", "iterations=400", "--json") as process:
+        until(reached(store, 1), process)
+        process.send_signal(signal.SIGINT)
+        status, summary, _ = ended(process)
+    assert (status, summary["status"]) == (130, "stopped")
+    run = store.run(summary["run"])
+    assert store.checkpoints(run.id)[-1] == run.iteration == summary["iteration"]
+    (started,) = store.events(run.id, kinds=("Started",))
+    assert started.data["facts"]["processes"] == 2
+    groups = store.events(run.id, kinds=("GroupsScored",))[0].data
+    assert len(groups["prompts"]) == 4
+    assert len(groups["rewards"]) == 16
+    assert len(read_provenance(store, run.id)) == 1
+    store.add_settings(run.id, {"iterations": run.iteration + 1})
+    arguments = ["launch", "--processes", "1", "train", "--resume", run.id, "--runs", str(store.location)]
+    assert main(arguments) == 0
+    assert store.run(run.id).config["compute"]["processes"] == 1
+    assert store.events(run.id, kinds=("Started",))[-1].data["facts"]["processes"] == 1
+
+
+@pytest.mark.timeout(180)
+def test_two_machines_go_on_with_what_one_process_began(store: Store) -> None:
+    config = configure("shapes", QUICK)
+    run = store.create("train", config.model_dump(mode="json"), title="begun alone", origin="test")
+    for event in train(config):
+        if isinstance(event, CheckpointReady) and event.iteration == 2:
+            store.save_checkpoint(run, event)
+            break
+    store.set_status(run, "stopped")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    nodes = ["launch", "--processes", "2", "--nodes", "2", "--main-port", port, "--node-rank"]
+    resumed = ["train", "--resume", run, "--json"]
+    with begun(store, *nodes, "0", *resumed) as first, begun(store, *nodes, "1", *resumed) as second:
+        status, summary, said = ended(first)
+        assert (status, summary["status"]) == (0, "done"), said
+        assert ended(second)[:2] == (0, {"node": 1, "status": "done", "error": None})
+    assert store.run(run).config["compute"]["processes"] == 2
+    assert close(last(store, run), unbroken())
+
+
+@pytest.mark.timeout(180)
+def test_wishes_reach_all_processes_and_one_that_is_killed_ends_the_run_at_once(store: Store) -> None:
+    """Two settings of the same: `train` itself launches where the settings ask for it."""
+    with begun(store, "train", *SETTINGS, "--set", "iterations=4000", "--set", "compute.processes=2", "--json") as process:
+        run = until(reached(store, 1), process)
+        store.wish(run.id, "pause")
+        paused = until(lambda: store.run(run.id).status == "paused" and store.run(run.id), process)
+        store.wish(run.id, "save")
+        until(lambda: store.run(run.id).iteration in store.checkpoints(run.id), process)
+        store.wish(run.id, "run")
+        until(reached(store, paused.iteration + 2), process)
+        killed = time.monotonic()
+        follower(process, run).kill()
+        status, summary, _ = ended(process)
+        assert time.monotonic() - killed < 20
+    found = store.run(run.id)
+    assert (status, summary["status"]) == (1, found.status)
+    assert found.status in ("failed", "crashed")
+    assert found.error is not None
+    assert found.error.startswith("process 1 of 2 was ended by SIGKILL")
+    assert found.error.endswith("it can be resumed from its last checkpoint")
+    assert store.load_checkpoint(run.id).iteration in store.checkpoints(run.id)
+    assert resumable(found, saved=True)
+
+
+@pytest.mark.timeout(180)
+def test_a_queued_run_is_driven_by_several_and_crashes_where_the_first_is_killed(store: Store) -> None:
+    values = configure("shapes", QUICK | {"compute.processes": 2, "iterations": 4000}).model_dump(mode="json")
+    run = store.create(
+        "train", values, title="queued", origin="test", along=lambda connection, new: enqueue(connection, Entry(new))
+    )
+    with begun(store, "execute", run, "--json") as process:
+        found = until(reached(store, 1), process)
+        first = psutil.Process(found.pid)
+        assert first.pid != process.pid
+        other = follower(process, found)
+        first.kill()
+        status, summary, _ = ended(process)
+    assert (status, summary["status"]) == (1, "crashed")
+    assert store.run(run).error.startswith("process 0 of 2 was ended by SIGKILL")
+    assert not other.is_running()
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--processes", "3", "train", *SETTINGS], "grpo.groups = 4 does not divide over compute.processes = 3"),
+        (["--processes", "3", "--nodes", "2", "--port", "29511", "train"], "--processes = 3 is over all nodes, and does"),
+        (["--processes", "2", "--nodes", "2", "train"], "several nodes need --address and --port"),
+        (["--processes", "2", "--node-rank", "1", "train"], "--node = 1: 1 nodes are numbered from 0 to 0"),
+        (["--processes", "2", "sample"], "launch begins train, as in: launch --processes 2 train --preset shapes; got 'sample'"),
+        (["--processes", "0", "train"], "greater than or equal to 1"),
+        (["--processes", "2", "train", "--sett", "a=1"], "No such option"),
+        (["--processes", "2"], "Missing argument"),
+    ],
+)
+def test_what_cannot_be_launched_is_refused_before_anything_begins(
+    store: Store, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+) -> None:
+    runs = ["--runs", str(store.location)] if "train" in arguments else []
+    assert main(["launch", *arguments, *runs]) == 2
+    assert told in capsys.readouterr().err
+    assert not store.runs()
+
+
+@pytest.mark.timeout(120)
+def test_a_port_that_is_taken_and_a_machine_that_does_not_come_are_told(store: Store) -> None:
+    with socket.socket() as taken, socket.socket() as free:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        free.bind(("127.0.0.1", 0))
+        ports = [str(each.getsockname()[1]) for each in (taken, free)]
+        free.close()
+        two = ["--processes", "2"]
+        with (
+            begun(store, "launch", *two, "--port", ports[0], "train", *SETTINGS) as refused,
+            begun(store, "launch", *two, "--nodes", "2", "--main-port", ports[1], "--wait", "4", "train", *SETTINGS) as lonely,
+        ):
+            status, summary, _ = ended(refused)
+            assert (status, summary["status"]) == (1, "failed")
+            assert f"port {ports[0]} of 127.0.0.1 is taken by another program; choose another" in summary["error"]
+            status, summary, _ = ended(lonely)
+            assert (status, summary["status"]) == (1, "failed")
+            assert "the 2 processes that were asked for did not all come up" in summary["error"]
+    assert "Traceback" in (store.folder(summary["run"]) / "error.txt").read_text()
+
+
+def test_the_first_that_failed_is_blamed_and_one_that_was_killed_before_all(tmp_path: Path) -> None:
+    class Ended(Team):
+        """Three processes that have ended, as they say."""
+
+        def __init__(self, statuses: list[int]) -> None:
+            self.logs, self.count = tmp_path, len(statuses)
+            self._ended = {rank: (float(rank), status) for rank, status in enumerate(statuses)}
+
+    assert Ended([0, 0]).failure() is None
+    Told(5.0, "RuntimeError: connection closed by peer", "trace 0", True).write(tmp_path / "0.json")
+    Told(4.0, "ValueError: no such thing", "trace 1", False).write(tmp_path / "1.json")
+    assert Ended([1, 1]).failure() == Told(4.0, "process 1 of 2: ValueError: no such thing", "trace 1", False)
+    assert Ended([1, 0]).failure().recorded
+    killed = Ended([1, 1, -signal.SIGKILL]).failure()
+    assert killed.error == "process 2 of 3 was ended by SIGKILL; the system does so where memory runs out"
+    (tmp_path / "2.txt").write_text("a word\nthe last word\n\n")
+    assert Ended([1, 1, 3]).failure().error == "process 2 of 3: the last word"
+
+
+def test_processes_divide_over_nodes() -> None:
+    assert Nodes().processes_here(3) == 3
+    assert Nodes(2, 1, "there", 29500).processes_here(4) == 2
+    with pytest.raises(ValueError, match=r"--node = 2: 2 nodes are numbered from 0 to 1"):
+        Nodes(2, 2, "there", 29500).processes_here(4)

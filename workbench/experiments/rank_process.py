@@ -1,0 +1,175 @@
+"""One of the processes that train a run together: the first drives it and keeps its record, the others follow.
+
+Nothing but the environment of torchrun says which one it is.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Self
+
+from workbench.events import CheckpointReady, Controls, Event
+from workbench.store import Store
+from workbench.whole_file import whole_file
+
+if TYPE_CHECKING:
+    from workbench.jobs import Start
+
+WAIT = "WORKBENCH_WAIT"
+"""In the environment: the seconds in which all processes have to come up; as `ranks.WAIT`."""
+
+_ALONE_SECONDS = 1.0  # between two looks whether whoever began this process still lives
+
+
+@dataclass(frozen=True)
+class Told:
+    """The last words of a process that failed."""
+
+    at: float  # seconds since 1970
+    error: str
+    trace: str
+    recorded: bool  # the run's record says so already
+
+    def write(self, path: Path) -> None:
+        """Leave them to whoever watches over the process."""
+        with whole_file(path) as hidden:
+            hidden.write_text(json.dumps(asdict(self)))
+
+    @classmethod
+    def read(cls, path: Path) -> Self | None:
+        """What a process left; None where it left nothing that can be read."""
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+
+def main(told: Path, task: dict[str, Any] | None) -> int:
+    """Do this process's part. Exit status 0 also where the run failed for all of them alike, which the record then says.
+
+    Args:
+        told: the file for its last words, if it fails.
+        task: of the first process: the folder of `runs`, the `run`, the `checkpoint` and `changes` to go on with, and whether it
+            must be `fresh`.
+    """
+    from workbench.jobs import Ticker
+
+    interrupts = _Interrupts()
+    parent = os.getppid()
+    watch = Ticker(lambda: interrupts.ask() if os.getppid() != parent else None, _ALONE_SECONDS)
+    try:
+        if task is None:
+            follow(interrupts)
+            return 0
+        failure = _drive(task, interrupts)
+        if failure is None:
+            return 0
+        _last_words(failure, recorded=True).write(told)
+    except Exception as error:
+        traceback.print_exc()
+        _last_words(error, recorded=False).write(told)
+    finally:
+        watch.stop()
+    return 1
+
+
+def leading(store: Store, run: str, config: dict[str, Any], start: "Start") -> "Start":
+    """The loop of a run, which first tells the processes that follow what to do; that of a process alone is left as it is."""
+    from workbench.ranks import here, meet
+
+    if here()[1] == 1:
+        return start
+
+    def begin(resume: CheckpointReady | None, controls: Controls) -> Iterator[Event]:
+        task: dict[str, Any] = {"run": run, "config": config, "folder": str(store.folder(run) / "checkpoints")}
+        task |= {"iteration": None if resume is None else resume.iteration, "state": None if resume is None else resume.state}
+        meet().set("task", json.dumps(task))
+        return start(resume, controls)
+
+    return begin
+
+
+def follow(interrupts: "Callable[[], bool]") -> None:
+    """Train along with the first process, until it ends.
+
+    Raises: ValueError: if the first process was begun with another number of them, or its checkpoint is not to be seen here.
+    """
+    from workbench.checkpoints import read_checkpoint
+    from workbench.config import parse_config
+    from workbench.contracts import RewardFailed
+    from workbench.ranks import here, meet
+    from workbench.train import train
+
+    task = json.loads(meet().get("task"))
+    config, count = parse_config(task["config"]), here()[1]
+    if config.compute.processes != count:
+        raise ValueError(f"this process is one of {count}, and the run wants compute.processes = {config.compute.processes}")
+    resume = None
+    if task["iteration"] is not None:
+        folder = Path(task["folder"])
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is not to be seen here; a run is resumed where all machines share the folder of runs")
+        resume = replace(read_checkpoint(folder, task["run"], task["iteration"]), state=task["state"])
+    controls = Controls()
+    try:
+        for _ in train(config, resume=resume, controls=controls):
+            controls.stop = controls.stop or interrupts()
+    except (FloatingPointError, RewardFailed):
+        return  # it ended so for all of them, and the first one has recorded it
+
+
+def _drive(task: dict[str, Any], interrupts: "_Interrupts") -> BaseException | None:
+    """Drive the run; returns what it failed of, if not for all processes alike."""
+    from workbench.config import change_live, parse_config
+    from workbench.contracts import RewardFailed
+    from workbench.experiments.execute import attend, loop
+    from workbench.experiments.queue import Entry, Queue
+    from workbench.jobs import Job
+
+    store = Store(task["runs"], os.environ["WORKBENCH_STORE"])
+    run = store.run(task["run"])
+    config, last = change_live(parse_config(run.config), task["changes"]).model_dump(mode="json"), None
+    if task["checkpoint"] is not None or store.checkpoints(run.id):
+        last = store.load_checkpoint(run.id, task["checkpoint"])
+        last = replace(last, state=last.state | {"changes": last.state.get("changes", {}) | task["changes"]})
+    start = leading(store, run.id, config, loop(run.kind, config))
+    job = Job(store, run.id, start, resume=last, fresh=task["fresh"])
+    attend(job, (Queue(store).entry(run.id) or Entry(run.id)).timeout, interrupts)
+    failed = job.failure if job.ended == "failed" else None
+    return None if isinstance(failed, FloatingPointError | RewardFailed) else failed
+
+
+def _last_words(error: BaseException, recorded: bool) -> Told:
+    said = f"{type(error).__name__}: {str(error).strip() or 'it said nothing'}"
+    return Told(time.time(), said.splitlines()[0], "".join(traceback.format_exception(error)), recorded)
+
+
+class _Interrupts:
+    """Whether somebody asked for a stop. A second one ends the process at once; so does SIGTERM."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        signal.signal(signal.SIGINT, self._handle)
+
+    def __call__(self) -> bool:
+        return self._asked
+
+    def ask(self) -> None:
+        """As if somebody had."""
+        self._asked = True
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), json.loads(sys.argv[2]) if len(sys.argv) > 2 else None))
