@@ -73,6 +73,9 @@ class Segmenter(Detector):
         for masks, sure, own, bar in zip(told.masks_queries_logits, sureness, kinds, least, strict=True):
             places = torch.tensor([self.places[kind] for kind in own], device=sure.device)
             query, kind = torch.nonzero(sure[:, places] > bar, as_tuple=True)
+            if not len(query):
+                found.append([])
+                continue
             which, row = query.unique(return_inverse=True)
             whole = functional.interpolate(masks[which][None].float(), images.shape[-2:], mode="bilinear", align_corners=False)[0]
             inside = whole > 0

@@ -29,7 +29,8 @@ class OCR(Reward):
     """Spelling: 1 - edits / letters between the words a prompt puts in quotation marks and what RapidOCR reads; in [0, 1].
 
     1 where the picture contains them; capitals and spaces do not count. Text is found anywhere in a picture and read line by
-    line. A prompt needs quotation marks, as in: a sign that says "open". It runs on the CPU, three pictures of 512 x 512 a second on a core.
+    line. A prompt needs quotation marks, as in: a sign that says "open". It runs on the CPU, three pictures of 512 x 512 a second
+    on a core.
 
     Source: the text rendering reward of Flow-GRPO (arXiv:2505.05470), there with PaddleOCR.
     """
