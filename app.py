@@ -100,6 +100,7 @@ def serve(
             ticker.close()
         if service:
             service.close()
+        studio.makings.close()
         studio.worker.close(timeout=10)
 
 

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from serving_page import LOADED, Served, barriers, begin, plotted, record
 from toy_run import toy_config, toy_events
 
-from workbench.config import parse_config
+from workbench.config import configure, parse_config
 from workbench.evaluate import load_policy
 from workbench.events import CheckpointReady, Event
 
@@ -263,6 +263,26 @@ def test_an_archive_is_downloaded_and_taken_in_again(listed: Page, served: Serve
         archive.writestr("../evil.txt", "x")
     listed.locator('.runs-head [data-slot="file"]').set_input_files(tmp_path / "bad.zip")
     expect(listed.locator('.runs-head [data-slot="errors"]')).to_contain_text("'../evil.txt', which is no part of a run")
+
+
+def test_merged_weights_and_a_model_card_are_made_beside_the_page_and_downloaded(
+    page: Page, served: Served, errors: list[str], tmp_path: Path
+) -> None:
+    run = recorded(served, "To give away", 10, **{"adapter.kind": "lora"})
+    look(page, served, f"&open={run}")
+    line = row(page, run)
+    expect(line.get_by_label("whole pipeline")).to_be_hidden()  # its model is in none
+    for label, ending in (("Merged", ".safetensors"), ("Model card", "-card.zip")):
+        with page.expect_download() as download:
+            line.get_by_role("button", name=label, exact=True).click()
+        assert download.value.suggested_filename.endswith(ending)
+        download.value.save_as(tmp_path / ending)
+        expect(line.get_by_role("status")).to_contain_text(f"{ending},")
+        expect(line.get_by_label("How far it is")).to_be_hidden()
+    again = configure("shapes", {"model.weights": str(tmp_path / ".safetensors")})
+    assert load_policy(again).parameters.keys() == load_policy(configure("shapes")).parameters.keys()
+    with zipfile.ZipFile(tmp_path / "-card.zip") as archive:
+        assert {"README.md", "adapter_model.safetensors", "curves/reward.png", "images/01-after.webp"} <= set(archive.namelist())
 
 
 def test_weights_without_a_checkpoint_are_not_offered(listed: Page, served: Served) -> None:

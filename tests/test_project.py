@@ -35,6 +35,7 @@ OWNERS = {
     "threading": ("workbench.jobs", "workbench.experiments.papermilling"),
     "concurrent": (  # pages only hand futures on
         "workbench.jobs",
+        "workbench.making",
         "workbench.rewards.asking",
         "workbench.rewards.jpeg",
         "workbench.rewards.ocr",
@@ -96,6 +97,7 @@ LAYERS = (
         "shelf",
         "export",
         "merging",
+        "making",
         "example",
         "masking",
         "provenance",

@@ -345,8 +345,8 @@ def _summary(card: _Card, rewards: Sequence[str]) -> str:
     length = f"{card.iteration} iteration{'s' * (card.iteration != 1)} of {config.grpo.groups} prompts"
     return (
         f"{what} {known}, a {_TRAINED[config.model.kind]}, aligned by reinforcement learning with {_in_words(rewards)}: "
-        f"{length} with {config.grpo.group_size} images each, compared with one another ({config.objective.name.upper()}, sampler "
-        f"{config.sampler.name})."
+        f"{length} with {config.grpo.group_size} images each, compared with one another ({config.objective.name.upper()}, "
+        f"sampler {config.sampler.name})."
     )
 
 

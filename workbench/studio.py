@@ -15,6 +15,7 @@ from workbench.experiments.service import Service
 from workbench.galleries import Galleries
 from workbench.history import History, Recorded
 from workbench.jobs import Job, Start, Worker, one_at_a_time
+from workbench.making import Makings
 from workbench.newest import newest
 from workbench.plane import PlaneLearners
 from workbench.policies import Policies
@@ -52,6 +53,7 @@ class Studio:
         self.policies = Policies(store)  # for the worker's thread alone: see `on_device`
         self.planes = PlaneLearners()  # likewise
         self.galleries = Galleries(store, self.policies)
+        self.makings = Makings()
         self.served_folders: list[str] = []  # all that the server may hand out: pictures that were looked at, and exports
         self._histories: OrderedDict[str, History] = OrderedDict()
 

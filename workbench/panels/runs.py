@@ -1,6 +1,9 @@
 """The page of all runs: find them, say what they are, lay them over each other, branch, export, delete."""
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
+from collections.abc import Generator as Stream
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +12,23 @@ import gradio as gr
 from workbench import export
 from workbench.branching import branched_config, compared
 from workbench.config import parse_config
+from workbench.events import Progress
 from workbench.experiments.as_notebook import write_notebook
 from workbench.experiments.comparison import compare
 from workbench.experiments.differences import difference
 from workbench.experiments.reproduce import TAG, reproduce
 from workbench.figures.overlay import Curve, overlay
 from workbench.health import held_out_reward, rollout_steps
+from workbench.merging import write_merged
+from workbench.model_card import write_card
+from workbench.models import MODELS
 from workbench.panels import form
 from workbench.panels.charts import chart_card
 from workbench.panels.page import ASSETS, Page, Parts, sprite, value
 from workbench.provenance import read_provenance, summary
 from workbench.records import Run
 from workbench.report import write_report
+from workbench.store import Store
 from workbench.studio import Studio, View
 
 MOST_CHOSEN = 12
@@ -47,9 +55,15 @@ def annotate(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def checkpoints(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
-    """What a run can branch from, and how long it is."""
+    """What a run can branch from, how long it is, and whether its model is part of a pipeline of diffusers."""
     found = studio.store.run(asked["run"])
-    return {"checkpoints": studio.store.checkpoints(found.id), "iterations": found.iterations, "iteration": found.iteration}
+    model = MODELS.get((found.config.get("model") or {}).get("name", ""))
+    return {
+        "checkpoints": studio.store.checkpoints(found.id),
+        "iterations": found.iterations,
+        "iteration": found.iteration,
+        "pipeline": bool(model and model.component),
+    }
 
 
 def branch(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
@@ -89,8 +103,15 @@ def empty(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def write(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
-    """Make a file of a run: its `archive`, its `weights` after an iteration, a `notebook` or its `report`; returns where."""
+    """Make a file of a run: its `archive`, its `weights` after an iteration, a `notebook` or its `report`; returns where.
+
+    What may take minutes, `merged` weights or a model `card`, is only begun: `writing` says how far it is.
+    """
     run, what = studio.store.run(asked["run"]), asked["what"]
+    if what in ("merged", "card"):
+        iteration, pipeline = asked.get("iteration"), bool(asked.get("pipeline"))
+        title = f"{'the model card' if what == 'card' else 'the merged weights'} of {run.title}"
+        return {"making": studio.makings.begin(title, partial(_SLOW[what], studio.store, run.id, iteration, pipeline=pipeline))}
     if what == "archive":
         path = export.write_archive(studio.store, run.id)
     elif what == "weights":
@@ -99,8 +120,36 @@ def write(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
         path = write_notebook(studio.store, run.id)
     else:
         path = write_report(studio.store, run)
+    return _handed_out(studio, path)
+
+
+def writing(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
+    """How far something is that `write` began, and where it is once it is done; with `cancel` it is not wanted any more."""
+    making = studio.makings.find(asked["making"])
+    making.unwanted = making.unwanted or bool(asked.get("cancel"))
+    path = making.path
+    if path is None:
+        return {"done": making.done, "total": making.total, "waits": making.waits}
+    return _handed_out(studio, path)
+
+
+def _handed_out(studio: Studio, path: Path) -> dict[str, Any]:
+    """A file as the browser fetches it; a folder is only told, since it may be larger than anybody wants to fetch."""
+    if path.is_dir():
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        return {"folder": str(path.absolute()), "name": path.name, "bytes": size}
     studio.serve(path.parent)
     return {"path": path.as_posix(), "name": path.name, "bytes": path.stat().st_size}
+
+
+def _card(store: Store, run: str, iteration: int | None, *, pipeline: bool) -> Stream[Progress, None, Path]:
+    """A card with its LoRA as one zip to download; a whole pipeline stays a folder."""
+    folder = yield from write_card(store, run, iteration, pipeline=pipeline)
+    return folder if pipeline else Path(shutil.make_archive(str(folder), "zip", folder))
+
+
+_SLOW: dict[str, Callable[..., Stream[Progress, None, Path]]] = {"merged": write_merged, "card": _card}
+"""What may take minutes, and is made beside the page."""
 
 
 def repeat(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
@@ -252,6 +301,7 @@ PAGE = Page(
         "restore": restore,
         "empty": empty,
         "write": write,
+        "writing": writing,
         "take_in": take_in,
         "repeat": repeat,
         "origin": origin,

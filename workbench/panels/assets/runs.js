@@ -157,25 +157,35 @@ window.workbench.page("runs", (page) => {
       });
     }
     at.setAttribute("aria-label", "Weights after iteration");
+    const pipeline = make("label", "wb-inline", "whole pipeline"), whole = make("input"), bar = make("progress", "runs-bar"), cancel = button("Cancel", "cancel", "End it; nothing of it is left");
+    whole.type = "checkbox";
+    pipeline.title = "Of merged weights and cards: every part of the pipeline, in a folder beside the run";
+    pipeline.prepend(whole);
+    bar.setAttribute("aria-label", "How far it is");
+    pipeline.hidden = bar.hidden = cancel.hidden = true;
     const acts = make("div", "wb-row wide"), files = make("div", "wb-row wide");
     acts.append(button("Open", "open", "Watch and control this run on the Train page", "primary"), button("Branch from a checkpoint", "branch", "Go on from one of its checkpoints with other settings"),
       button("Reproduce", "repeat", "Run it again from its record, in the queue; it then says whether the two are equal"),
       button("Delete", "delete", "Put it into the trash; it can be brought back", "danger"));
     files.append(make("span", "wb-note", "Download"), button("Report", "report", "One HTML file for people: verdicts, curves, pictures, settings; opens offline"),
-      button("Notebook", "notebook", "A notebook with parameters that repeats the run"), button("Archive", "archive", "One zip with everything; another workbench can import it"), button("Weights", "weights", "Averaged weights: safetensors, or a LoRA adapter in peft's format"), at, saved);
+      button("Notebook", "notebook", "A notebook with parameters that repeats the run"), button("Archive", "archive", "One zip with everything; another workbench can import it"), 
+      button("Weights", "weights", "Averaged weights: a LoRA that diffusers loads, or all of them as safetensors"), button("Merged", "merged", "Weights that need no adapter, folded into those of the base"),
+      button("Model card", "card", "A folder for the hub: weights, a card, its curves, the same seeds before and after"), at, pipeline, bar, cancel, saved);
     box.append(field("Title", "saved when you leave the field", inputs.title), field("Tags", "separated by commas; a tag is a filter", inputs.tags), field("Note", "what you wanted to know, and what you found; saved when you leave the field", inputs.note, true), acts, files, errors, origin(id));
     row.append(box);
     row.errors = errors;
     row.iteration = at;
+    row.whole = whole;
+    row.making = { bar, cancel };
     row.fill = (line) => {
       for (const [name, input] of Object.entries(inputs)) if (document.activeElement !== input) input.value = texts[name](line);
       const none = line.checkpoint === null;
       for (const act of ["repeat", "notebook"]) box.querySelector(`[data-act="${act}"]`).disabled = line.kind === "sweep" || act === "repeat" && !["done", "stopped", "failed", "crashed"].includes(line.status);
-      for (const act of ["branch", "weights"]) box.querySelector(`[data-act="${act}"]`).disabled = none || line.kind !== "train";
+      for (const act of ["branch", "weights", "merged", "card"]) box.querySelector(`[data-act="${act}"]`).disabled = none || line.kind !== "train";
       at.hidden = none || line.kind !== "train";
       if (at.dataset.last !== String(line.checkpoint)) {
         at.dataset.last = String(line.checkpoint);
-        page.ask("checkpoints", { run: id }).then((reply) => options(at, reply.checkpoints || []));
+        page.ask("checkpoints", { run: id }).then((reply) => { options(at, reply.checkpoints || []); show(pipeline, Boolean(reply.pipeline) && !at.hidden); });
       }
     };
     row.fill(lines.get(id));
@@ -315,12 +325,32 @@ window.workbench.page("runs", (page) => {
     await refresh();
     wb.toast(gone.length === 1 ? `“${titles[ids.indexOf(gone[0])]}” is in the trash.` : `${gone.length} runs are in the trash.`, async () => { if (complain(await page.ask("restore", { runs: gone }))) refresh(); });
   };
+  // A file is fetched once it is written. What takes long is asked after until it is done; a second one waits its turn.
   const download = async (row, what) => {
-    setText(row.querySelector(".runs-saved"), "writing the file …");
-    const reply = await page.ask("write", { run: row.dataset.id, what, ...(what === "weights" ? { iteration: Number(row.iteration.value) } : {}) });
+    const said = row.querySelector(".runs-saved"), ofOne = ["weights", "merged", "card"].includes(what);
+    setText(said, "writing the file …");
+    let reply = await page.ask("write", { run: row.dataset.id, what, ...(ofOne ? { iteration: Number(row.iteration.value), pipeline: row.whole.checked } : {}) });
+    if (reply.making) reply = await followed(row, reply.making);
     wb.complain(row.errors, reply.errors || []);
-    setText(row.querySelector(".runs-saved"), reply.errors ? "" : `✓ ${reply.name}, ${wb.number(reply.bytes / 2 ** 20, 2)} MB`);
-    if (!reply.errors) wb.download(wb.fileUrl(reply.path), reply.name);
+    const size = `${wb.number(reply.bytes / 2 ** 20, 2)} MB`;
+    setText(said, reply.errors ? "" : reply.folder ? `✓ ${size} in ${reply.folder}` : `✓ ${reply.name}, ${size}`);
+    if (reply.path) wb.download(wb.fileUrl(reply.path), reply.name);
+  };
+  const followed = async (row, making) => {
+    const { bar, cancel } = row.making, said = row.querySelector(".runs-saved"), own = row.makes = making;
+    for (;;) {
+      const reply = await page.ask("writing", { making, cancel: row.unwanted === making });
+      if (reply.errors || reply.name) {
+        if (row.makes === own) bar.hidden = cancel.hidden = true;
+        return reply;
+      }
+      if (row.makes === own) {
+        bar.hidden = cancel.hidden = false;
+        if (reply.total) { bar.max = reply.total; bar.value = reply.done; } else bar.removeAttribute("value");
+        setText(said, reply.total ? `${Math.floor(100 * reply.done / reply.total)} % of ${wb.number(reply.total / 2 ** 20, 2)} MB` : reply.waits ? "waiting for its turn …" : "at work …");
+      }
+      await new Promise((done) => setTimeout(done, 300));
+    }
   };
   const upload = async (input) => {
     const file = input.files[0];
@@ -383,6 +413,9 @@ window.workbench.page("runs", (page) => {
       if (!reply.errors) wb.toast("Queued: it begins when it is its turn, and compares itself when it is done.");
     },
     weights: (row) => download(row, "weights"),
+    merged: (row) => download(row, "merged"),
+    card: (row) => download(row, "card"),
+    cancel: (row) => { row.unwanted = row.makes; },
     resume: async (row, control) => { control.disabled = true; complain(await page.ask("resume", { run: row.dataset.id })); control.disabled = false; },
     trash: (_, control) => { const box = page.slot("trash"); show(box, box.hidden); setAttr(control, "aria-expanded", !box.hidden); },
     restore: async (_, control) => { if (complain(await page.ask("restore", { runs: [control.dataset.run] }))) refresh(); },
