@@ -79,7 +79,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
 def test_measures_average_a_group_first_because_prompts_are_the_independent_draws() -> None:
     sample = HeldOut(("a circle",) * 2 + ("a square",) * 2, (0, 1, 2, 3), 2)
     images = flat(0.0, 0.2, 0.6, 0.8)
-    found = measure(images, sample, PlainTask(), {"grey": lambda x, _: x.mean((1, 2, 3))}, base=flat(0.0, 0.0, 0.6, 0.6))
+    found = measure(images, sample, PlainTask(), {"grey": images.mean((1, 2, 3))}, base=flat(0.0, 0.0, 0.6, 0.6))
     expected = interval(torch.tensor([0.1, 0.7]))
     assert found["grey"].value == pytest.approx(0.4)
     assert found["grey"].low == pytest.approx(expected.low)

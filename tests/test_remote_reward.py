@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, ClassVar, Literal
 
 import httpx
@@ -168,12 +168,17 @@ def test_servers_share_the_work_and_answers_keep_their_order() -> None:
 @pytest.mark.parametrize("concurrency", [1, 3])
 def test_no_more_requests_are_open_than_are_allowed(concurrency: int) -> None:
     gate = threading.Event()
-    with answering(lambda path, body: Answer({"values": [1.0]}, wait=gate)) as server:
-        opener = threading.Timer(0.3, gate.set)
-        opener.start()
+    openers = [threading.Timer(0.1, gate.set)]  # time enough for one too many
+
+    def reply(path: str, body: Any) -> Answer:
+        if server.at_once == concurrency:
+            with suppress(IndexError):
+                openers.pop().start()
+        return Answer({"values": [1.0]}, wait=gate)
+
+    with answering(reply) as server:
         assert remote(server.address, batch=1, concurrency=concurrency)(IMAGES, PROMPTS).tolist() == [1.0] * 11
         assert server.at_once == concurrency
-        opener.join()
 
 
 def test_what_one_server_fails_goes_to_the_next() -> None:

@@ -131,7 +131,7 @@ def test_the_record_of_groups_can_be_thinned_without_losing_numbers() -> None:
 
 def test_an_iteration_reports_progress_at_every_forward_pass() -> None:
     stages = {event.stage for event in train(small(iterations=1)) if isinstance(event, Progress)}
-    assert {"rollout", "decode", "update", "generate"} <= stages
+    assert {"rollout", "update", "generate"} <= stages
 
 
 # Learning

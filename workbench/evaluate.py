@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from workbench.config import RunConfig
-from workbench.contracts import FlowMapKind, Generator, RewardFunction, Sampler, Task
+from workbench.contracts import FlowMapKind, Generator, Sampler, Task
 from workbench.events import CheckpointReady, Measure, Progress
 from workbench.flow import seed_stream, seeded_noise, time_grid
 from workbench.models.policy import Policy
@@ -126,18 +126,19 @@ def held_out(task: Task, images: int, group_size: int, seed: int) -> HeldOut:
 
 
 def measure(
-    images: Tensor, sample: HeldOut, task: Task, rewards: Mapping[str, RewardFunction], base: Tensor | None = None
+    images: Tensor, sample: HeldOut, task: Task, values: Mapping[str, Tensor], base: Tensor | None = None
 ) -> dict[str, Measure]:
     """Every figure of one evaluation, with 95 % confidence intervals over prompts.
 
     Args:
         images: [N, 3, H, W] in [0, 1], for `sample`.
+        values: what each reward says of them, [N].
         base: the base model's images of the same sample, if the distance to it is wanted.
     Returns: each reward by name; the task's statistics; `diversity` (mean distance of two images of a group), `layouts` (share of
         different compositions in a group), `saturation`, `sharpness` (mean step between neighbouring pixels), and
         `distance_to_base`. Distances are root mean squares over pixels.
     """
-    per_image = {name: reward(images, sample.prompts) for name, reward in rewards.items()} | task.statistics(images)
+    per_image = {**values, **task.statistics(images)}
     per_image["sharpness"] = (images.diff(dim=2).abs().mean((1, 2, 3)) + images.diff(dim=3).abs().mean((1, 2, 3))) / 2
     per_image["saturation"] = (images.amax(1) - images.amin(1)).mean((1, 2))
     small = thumbnails(images)

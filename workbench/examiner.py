@@ -17,7 +17,7 @@ from workbench.evaluate import HeldOut, breakdown, held_out, measure, measure_gr
 from workbench.events import Evaluated, Event, Measure, Preview, Progress, Sampled
 from workbench.models.policy import Policy
 from workbench.ranks import Ranks
-from workbench.scoring import Judgement, Judges, Rewards
+from workbench.scoring import Judgement, Judges, Rewards, Scores
 
 REMEDY = "resume from an earlier checkpoint with a smaller optimizer.learning_rate or a larger objective.kl_weight"
 
@@ -83,19 +83,21 @@ class Examiner:
         skills: dict[str, Measure] = {}
         shown = self._shown()
         preview = torch.empty(0)
-        rewards = {name: self.ranks.split(reward) for name, reward in self.rewards.functions.items()}
         for count in steps:
+            scores = self.rewards.begin()
             with self.averaged():
-                pictures = yield from self._pictures(sample.prompts, sample.seeds, count)
+                pictures = yield from self._pictures(sample.prompts, sample.seeds, count, scores)
             expect_finite(pictures, iteration)
             with self.ranks.together():
                 judgements[count] = self.judges.submit(pictures[: len(judged.prompts)], judged.prompts)
             base = yield from self._base_pictures(count)
-            measures[count] = measure(pictures, sample, self.config.task, rewards, base[: len(pictures)])
+            with self.ranks.together():
+                own = yield from scores.collect()
+            values = {name: self.ranks.gather(each)[: len(pictures)] for name, each in own.items()}
+            measures[count] = measure(pictures, sample, self.config.task, values, base[: len(pictures)])
             if count == self.config.sampling_steps or not len(preview):
                 preview = to_uint8(pictures[shown])
-                success = rewards[self.rewards.main](pictures, sample.prompts)
-                skills = breakdown(success, sample, self.config.task)
+                skills = breakdown(values[self.rewards.main], sample, self.config.task)
         prompts, seeds = _places(sample, shown)
         event = Evaluated(iteration, measures, len(sample.prompts), prompts, seeds, Preview(preview), skills)
         self._pending.append(_Pending(event, judgements))
@@ -179,12 +181,19 @@ class Examiner:
         size = settings.group_size
         return [group * size + turn for turn in range(size) for group in range(groups)][: settings.preview]
 
-    def _pictures(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> Stream[Progress, None, Tensor]:
-        """Images of prompts at seeds, of which each process draws its share; [N, 3, H, W] on the CPU."""
+    def _pictures(
+        self, prompts: Sequence[str], seeds: Sequence[int], steps: int, scores: Scores | None = None
+    ) -> Stream[Progress, None, Tensor]:
+        """Images of prompts at seeds, of which each process draws its share; [N, 3, H, W] on the CPU.
+
+        Args:
+            scores: takes this process's share as it is drawn.
+        """
         times, batch = self.config.rollout.grid_of(steps), self.config.compute.sample_batch
         share = self.ranks.share(len(prompts))
         own, streams = [prompts[place] for place in share], [seeds[place] for place in share]
-        pictures = yield from stream_images(self.policy.generator, own, streams, times=times, batch=batch)
+        finished = None if scores is None else scores.add
+        pictures = yield from stream_images(self.policy.generator, own, streams, times=times, batch=batch, finished=finished)
         return self.ranks.gather(pictures)[: len(prompts)]
 
     def _base_pictures(self, steps: int) -> Stream[Progress, None, Tensor]:

@@ -23,8 +23,8 @@ from workbench.models.policy import Policy
 from workbench.optim import AveragedWeights, load_optimizer_tensors, optimizer_tensors, set_learning_rate
 from workbench.planning import kernel_stds, plan_rollout
 from workbench.ranks import Ranks
-from workbench.rollout import Plan, Rollout
-from workbench.scoring import Rewards
+from workbench.rollout import Plan, Rollout, stream_rollout
+from workbench.scoring import Rewards, Scores
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -165,18 +165,38 @@ class Learner:
             group_advantages(rewards, size, std=grpo.advantage_std, std_floor=grpo.std_floor, clip=grpo.advantage_clip)
         )
 
-    def decode(self, latents: Tensor) -> Stream[Progress, None, Tensor]:
-        """[N, ...] -> images [N, 3, H, W] in [0, 1], in portions.
+    def draw(self, plan: Plan, key: tuple[int | str, ...]) -> Stream[Progress, None, tuple[Rollout, Tensor, Scores]]:
+        """A rollout of this process's prompts, its images [N, 3, H, W] in [0, 1], and their rewards, which are being worked out.
 
+        Each portion is decoded as soon as it is drawn, and scored while the next one is drawn.
+
+        Args:
+            key: names the streams of randomness.
         Raises: FloatingPointError: if the latents are not finite.
         """
-        expect_finite(latents, self.iteration)
-        images, size = [], self.config.compute.sample_batch
-        for start in range(0, len(latents), size):
-            with torch.no_grad():
-                images.append(self.policy.generator.decode(latents[start : start + size]))
-            yield Progress("decode", start, len(latents))
-        return torch.cat(images)
+        prompts, first = self.draw_prompts()
+        images, scores = [], self.rewards.begin()
+
+        def finished(latents: Tensor, rows: Tensor) -> None:
+            images.append(self.decode(latents))
+            scores.add(images[-1], [prompts[row] for row in rows.tolist()])
+
+        with self.sampling() as generator:
+            rollout = yield from stream_rollout(
+                generator, self.config.sampler, prompts, plan, key=key, first_prompt=first, finished=finished
+            )
+        expect_finite(rollout.final, self.iteration)
+        return rollout, torch.cat(images), scores
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """A portion of latents [n, ...] as images [n, 3, H, W] in [0, 1]."""
+        return self.policy.generator.decode(latents)
+
+    def close(self) -> None:
+        """End the threads of rewards and judges."""
+        self.rewards.close()
+        self.examiner.close()
 
     def gather(self, values: Tensor) -> Tensor:
         """The values of all processes, in the order of the whole batch."""

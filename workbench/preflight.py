@@ -12,7 +12,6 @@ from torch import Tensor
 from workbench.events import Check, Level, Progress
 from workbench.grpo import constant_groups
 from workbench.planning import StepNoise, noise_of_steps
-from workbench.rollout import stream_rollout
 from workbench.update import first_ratios
 
 if TYPE_CHECKING:
@@ -24,20 +23,16 @@ def preflight(learner: "Learner") -> Stream[Progress, None, tuple[Check, ...]]:
     from workbench.evaluate import stream_images
 
     config = learner.config
-    prompts, first = learner.draw_prompts()
     with learner.ranks.together():
-        with learner.sampling() as generator:
-            rollout = yield from stream_rollout(
-                generator, config.sampler, prompts, learner.plan(), key=(config.seed, "preflight"), first_prompt=first
-            )
-        images = yield from learner.decode(rollout.final)
-        parts = learner.rewards.score(images, rollout.prompts)
+        rollout, _, scores = yield from learner.draw(learner.plan(), (config.seed, "preflight"))
+        parts = yield from scores.collect()
         own = len(rollout.prompts)
         seeds = [config.evaluation.seed + own * learner.ranks.index + place for place in range(own)]
-        plain = yield from stream_images(
-            learner.policy.generator, rollout.prompts, seeds, times=config.times, batch=config.compute.sample_batch
+        scores, batch = learner.rewards.begin(), config.compute.sample_batch
+        yield from stream_images(
+            learner.policy.generator, rollout.prompts, seeds, times=config.times, batch=batch, finished=scores.add
         )
-        deployed = learner.rewards.total(learner.rewards.score(plain.to(learner.device), rollout.prompts))
+        deployed = learner.rewards.total((yield from scores.collect()))
     rewards, deployed = learner.gather(learner.rewards.total(parts)), learner.gather(deployed)
     ratios = list(first_ratios(learner, learner.lesson(rollout, parts)))
     return (

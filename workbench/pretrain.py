@@ -12,6 +12,7 @@ import yaml
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from workbench.distillation import DistillationRecipe, distil
 from workbench.evaluate import breakdown, held_out, measure, stream_images, to_uint8
 from workbench.events import (
     CheckpointReady,
@@ -33,11 +34,13 @@ from workbench.recipes.base import Recipe, Workpiece
 from workbench.recipes.stages import Stage
 from workbench.rewards import REWARDS
 
-KNOWN: dict[str, type[Recipe] | type[PreferenceRecipe]] = {**RECIPES, "preference": PreferenceRecipe}
-"""Everything that can be made: generators, and the scorer of a reward."""
+AnyRecipe = Recipe | DistillationRecipe | PreferenceRecipe
+
+KNOWN: dict[str, type[AnyRecipe]] = {**RECIPES, "flux_meanflow": DistillationRecipe, "preference": PreferenceRecipe}
+"""Everything that can be made: generators, a two-time map of FLUX, and the scorer of a reward."""
 
 
-def configure_recipe(name: str, changes: Mapping[str, object] | None = None) -> Recipe | PreferenceRecipe:
+def configure_recipe(name: str, changes: Mapping[str, object] | None = None) -> AnyRecipe:
     """A recipe with changes applied; text is read as YAML scalars.
 
     Raises: ValueError: one line for each mistake, naming the key, the value and what would be accepted.
@@ -47,13 +50,13 @@ def configure_recipe(name: str, changes: Mapping[str, object] | None = None) -> 
     )
 
 
-def recorded_recipe(values: Mapping[str, Any]) -> Recipe | PreferenceRecipe:
+def recorded_recipe(values: Mapping[str, Any]) -> AnyRecipe:
     """The recipe that a run was recorded with. Raises: ValueError: where it is none that there is."""
     settings = dict(values)
     return _checked(settings.pop("name", "shapes"), settings)
 
 
-def _checked(name: str, values: Mapping[str, Any]) -> Recipe | PreferenceRecipe:
+def _checked(name: str, values: Mapping[str, Any]) -> AnyRecipe:
     if name not in KNOWN:
         raise ValueError(f"unknown recipe {name!r}; choose from: {', '.join(KNOWN)}")
     fields = [field for field in KNOWN[name].model_fields if field != "name"]
@@ -66,19 +69,22 @@ def _checked(name: str, values: Mapping[str, Any]) -> Recipe | PreferenceRecipe:
 
 
 def pretrain(
-    recipe: Recipe | PreferenceRecipe,
+    recipe: AnyRecipe,
     *,
     resume: CheckpointReady | None = None,
     controls: Controls | None = None,
     device: str = "cpu",
 ) -> Iterator[Event]:
-    """Make an embedded generator, or the preference scorer; what ships is `recipe.modules` of the last checkpoint.
+    """Make an embedded generator or the preference scorer, whose `recipe.modules` of the last checkpoint ship; or distil a FLUX.
 
     Raises: FloatingPointError: if a loss stops being finite.
     """
     controls = controls or Controls()
     if isinstance(recipe, PreferenceRecipe):
         yield from pretrain_preference(recipe, resume=resume, controls=controls)
+        return
+    if isinstance(recipe, DistillationRecipe):
+        yield from distil(recipe, resume=resume, controls=controls)
         return
     torch.manual_seed(recipe.seed)
     stages = recipe.stages()
@@ -199,9 +205,10 @@ class Pretraining:
         images = torch.empty(0)
         for steps in stage.evaluated_with:
             images = yield from stream_images(generator, sample.prompts, sample.seeds, times=time_grid(steps, self.recipe.shift))
-            measures[steps] = measure(images, sample, domain.task, rewards)
+            values = {name: reward(images, sample.prompts) for name, reward in rewards.items()}
+            measures[steps] = measure(images, sample, domain.task, values)
             if steps == stage.sampled_with:
-                skills = breakdown(rewards[success](images, sample.prompts), sample, domain.task)
+                skills = breakdown(values[success], sample, domain.task)
         self.summary[stage.name] = {steps: figures[success].value for steps, figures in measures.items()}
         shown = slice(0, 48)
         yield Evaluated(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from workbench.contracts import Diverged, RewardFailed, RewardFunction
+from workbench.contracts import Diverged, RewardFailed
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -59,19 +59,6 @@ class Ranks:
         """Which of `count` things this process does. As many for each, so that none waits: the last may be done twice."""
         size = -(-count // self.count)
         return [min(place, count - 1) for place in range(size * self.index, size * (self.index + 1))]
-
-    def split(self, function: RewardFunction) -> RewardFunction:
-        """A reward of which each process scores its share of the images."""
-        if self.count == 1:
-            return function
-
-        def scored(images: Tensor, prompts: Sequence[str]) -> Tensor:
-            share = self.share(len(prompts))
-            with self.together():
-                values = function(images[share], [prompts[place] for place in share])
-            return self.gather(values)[: len(prompts)]
-
-        return scored
 
     def exchange(self, value: Any) -> list[Any]:
         """What each of them says, in their order; anything that JSON can say."""

@@ -87,11 +87,10 @@ class Scores:
     def add(self, images: Tensor, prompts: Sequence[str]) -> None:
         """The batch's next images [n, 3, H, W] in [0, 1], which must not change afterwards; returns at once.
 
-        Raises:
-            RewardFailed: if an earlier portion has failed by now.
-            RuntimeError: if the rewards are closed.
+        A failure is told by `collect` alone: whoever draws may not stop while other processes draw with it.
+
+        Raises: RuntimeError: if the rewards are closed.
         """
-        self._raise_failure()
         drawn = None
         if images.is_cuda:  # a thread has a stream of its own, which starts where this one has come to
             drawn = torch.cuda.current_stream(images.device).record_event()
@@ -107,18 +106,13 @@ class Scores:
         """
         pending = {turn for work in self._work for turn in work.turns}
         while pending:
-            pending = wait(pending, TICK, FIRST_EXCEPTION).not_done
-            self._raise_failure()
+            done, pending = wait(pending, TICK, FIRST_EXCEPTION)
+            for turn in done:
+                turn.result()
             if pending:
                 yield Progress("score", min(work.scored for work in self._work), self._count)
         values = {name: value for work in self._work for name, value in work.values().items()}
         return {name: values[name] for name in self._names}
-
-    def _raise_failure(self) -> None:
-        for work in self._work:
-            for turn in work.turns:
-                if turn.done():
-                    turn.result()
 
 
 class _Lane:

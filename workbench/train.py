@@ -1,4 +1,4 @@
-"""The one training loop. It owns no file, screen or thread: it yields what happens, and whoever drives it decides."""
+"""The one training loop. It owns no file or screen: it yields what happens, and whoever drives it decides."""
 
 import platform
 import time
@@ -31,7 +31,7 @@ from workbench.lesson import Lesson
 from workbench.memory import memory_explained, out_of_memory, what_to_lower
 from workbench.preflight import preflight
 from workbench.ranks import join
-from workbench.rollout import Rollout, stream_rollout
+from workbench.rollout import Rollout
 from workbench.update import update_policy
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def train(
             yield learner.checkpoint()
         raise OutOfMemory(what_to_lower(learner.config, f"iteration {learner.iteration + 1}", error)) from error
     finally:
-        learner.examiner.close()
+        learner.close()
     summary = {"stopped": learner.iteration < config.iterations, "best_iteration": learner.examiner.best_iteration}
     yield Finished(learner.iteration, summary)
 
@@ -150,15 +150,10 @@ def _iterate(learner: Learner) -> Iterator[Event]:
     """One policy update: draw, score, compare, improve."""
     config, plan = learner.config, learner.plan()
     began = time.perf_counter()
-    prompts, first = learner.draw_prompts()
     with learner.ranks.together():
-        with learner.sampling() as generator:
-            rollout = yield from stream_rollout(
-                generator, config.sampler, prompts, plan, key=(config.seed, learner.iteration), first_prompt=first
-            )
-        images = yield from learner.decode(rollout.final)
+        rollout, images, scores = yield from learner.draw(plan, (config.seed, learner.iteration))
         sampled = time.perf_counter()
-        parts = learner.rewards.score(images, rollout.prompts)  # each [N]
+        parts = yield from scores.collect()  # each [N]
     lesson = learner.lesson(rollout, parts)
     scored = time.perf_counter()
     yield _groups(learner, lesson, images, parts)
@@ -180,7 +175,7 @@ def _iterate(learner: Learner) -> Iterator[Event]:
         "learning_rate": rate,
         "images_per_second": len(rewards) / seconds,
         "rollout_seconds": sampled - began,
-        "reward_seconds": scored - sampled,
+        "reward_seconds": scored - sampled,  # that were waited for, after what was scored while drawing
         "update_seconds": updated - resumed,
     }
     metrics |= {f"reward/{name}": float(learner.gather(values).mean()) for name, values in parts.items()}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from workbench.config import RunConfig
-from workbench.contracts import Generator, RewardFunction, Task
+from workbench.contracts import Generator, Task
 from workbench.evaluate import HeldOut, breakdown, generate, held_out, measure, stream_images
 from workbench.events import Measure
 from workbench.flow import time_grid
@@ -32,7 +32,7 @@ def fresh_sample(config: RunConfig, prompts: int, per_prompt: int, seed: int = N
 
 def measure_images(images: Tensor, sample: HeldOut, config: RunConfig) -> dict[str, Measure]:
     """Every reward and statistic of the domain for images [N, 3, H, W] of `sample`, also those that a run does not train on."""
-    return measure(images, sample, config.task, _quick_rewards(config.task))
+    return measure(images, sample, config.task, _quick_scores(config.task, images, sample))
 
 
 def draw(policy: Policy, sample: HeldOut, config: RunConfig, steps: int) -> Tensor:
@@ -103,7 +103,7 @@ def _figures(recipe: Recipe, generator: Generator, sample: HeldOut, steps: int) 
     seconds = time.perf_counter() - began
     success = REWARDS[recipe.domain.rewards[0]]().load(generator.device)(images, sample.prompts)
     return {
-        **as_figures(measure(images, sample, task, _quick_rewards(task))),
+        **as_figures(measure(images, sample, task, _quick_scores(task, images, sample))),
         "success_by_skill": as_figures(breakdown(success, sample, task)),
         "images_per_second": len(images) / seconds,
     }
@@ -116,15 +116,15 @@ def _reference_figures(recipe: Recipe, generator: Generator, sample: HeldOut) ->
     with torch.no_grad():
         passed = generator.decode(generator.encode(rendered))
     return {
-        "rendered": as_figures(measure(rendered, sample, task, _quick_rewards(task))),
-        "rendered_and_autoencoded": as_figures(measure(passed, sample, task, _quick_rewards(task))),
+        "rendered": as_figures(measure(rendered, sample, task, _quick_scores(task, rendered, sample))),
+        "rendered_and_autoencoded": as_figures(measure(passed, sample, task, _quick_scores(task, passed, sample))),
     }
 
 
-def _quick_rewards(task: Task) -> dict[str, RewardFunction]:
-    """Every reward that is made for the task's images and quick enough to train on, by name."""
-    fitting = {name: reward for name, reward in REWARDS.items() if reward.domain == task.domain}
-    return {name: reward().load(torch.device("cpu")) for name, reward in fitting.items() if not reward.background}
+def _quick_scores(task: Task, images: Tensor, sample: HeldOut) -> dict[str, Tensor]:
+    """What every reward says that is made for the task's images and quick enough to train on, by name."""
+    fitting = {name: kind for name, kind in REWARDS.items() if kind.domain == task.domain and not kind.background}
+    return {name: kind().load(torch.device("cpu"))(images, sample.prompts) for name, kind in fitting.items()}
 
 
 def as_figures(measures: Mapping[str, Measure]) -> dict[str, dict[str, float]]:
