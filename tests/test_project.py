@@ -98,6 +98,7 @@ LAYERS = (
         "export",
         "merging",
         "making",
+        "needs",
         "example",
         "masking",
         "provenance",

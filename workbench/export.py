@@ -25,6 +25,7 @@ from workbench.events import Event, Measure, Progress
 from workbench.exact_json import fields_of, from_json, to_json
 from workbench.models.embedded import EmbeddedModel, shipped_weights
 from workbench.models.lora import DIFFUSERS_NOTE, NOTE, PEFT, base_of
+from workbench.needs import PLACES
 from workbench.records import OVER, Row, Run
 from workbench.store import Store
 from workbench.whole_file import whole_file
@@ -126,11 +127,13 @@ def write_archive(store: Store, run: str, path: Path | None = None) -> Path:
     return path
 
 
-def read_archive(store: Store, path: Path) -> str:
+def read_archive(store: Store, path: Path, places: Mapping[str, str] | None = None) -> str:
     """Take in a run from its archive; returns its id, which is a new one where the old one is taken.
 
     Every name, size and digest is checked before anything is believed, and nothing is changed where anything fails.
 
+    Args:
+        places: where things lie on this machine, by the settings that say so: some of `needs.PLACES`.
     Raises: ValueError: if this is no archive of a run, is damaged, or leads outside the run; StoreError: if the disk refuses.
     """
     if not path.is_file():
@@ -138,7 +141,7 @@ def read_archive(store: Store, path: Path) -> str:
     hidden = store.location / f".importing-{secrets.token_hex(4)}"
     try:
         with store.disk(store.location), _readable(), zipfile.ZipFile(path) as archive:
-            head = _check(archive, path)
+            head = _placed(_check(archive, path), places or {})
             _expect_space(archive, store.location)
             (hidden / "images").mkdir(parents=True)
             for name in sorted(archive.namelist()):
@@ -303,6 +306,17 @@ def _check(archive: zipfile.ZipFile, path: Path) -> _Archived:
     except ValueError as error:
         first = str(error).splitlines()[0]
         raise ValueError(f"{path.name}: run.json is not as this program writes it: {first}") from error
+
+
+def _placed(head: _Archived, places: Mapping[str, str]) -> _Archived:
+    """With other places in its settings. Raises: ValueError: if a setting is not one that only says where something lies."""
+    config = head.config
+    for key, place in places.items():
+        group, _, name = key.partition(".")
+        if key not in PLACES or name not in (config.get(group) or {}):
+            raise ValueError(f"{key} is no place in the settings of this run; what may be elsewhere here: {', '.join(PLACES)}")
+        config = config | {group: config[group] | {name: place}}
+    return head.model_copy(update={"config": config})
 
 
 @contextmanager

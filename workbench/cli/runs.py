@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from workbench.cli.options import BadArguments, Json, Runs, StoreUrl, bad_arguments, open_store
-from workbench.cli.screen import show, show_json
+from workbench.cli.options import BadArguments, Json, Runs, StoreUrl, bad_arguments, open_store, read_changes
+from workbench.cli.screen import say, show, show_json
 
 if TYPE_CHECKING:
     from workbench.records import Run
@@ -22,6 +22,10 @@ def runs_of_the_record(
     targets: Annotated[
         list[str] | None, typer.Argument(metavar="[RUN|FILE]...", help="runs to delete or restore, or archives to import")
     ] = None,
+    places: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=PLACE", help="of an import: where something lies here, as in model.source=DIR"),
+    ] = None,
     kind: Annotated[str | None, typer.Option(help="only runs of this kind, such as train or pretrain")] = None,
     limit: Annotated[int, typer.Option(min=1, help="most runs shown")] = 20,
     runs: Runs = "runs",
@@ -34,6 +38,8 @@ def runs_of_the_record(
         raise BadArguments(f"runs {action} needs {'a FILE' if action == 'import' else 'a RUN'}")
     if targets and not takes:
         raise BadArguments(f"runs {action} takes nothing more; got {' '.join(targets)}")
+    if places and action != "import":
+        raise BadArguments(f"--set says where things lie for an import; runs {action} has no use for it")
     record = open_store(runs, store)
     if action in ("list", "trash"):
         found = record.trash() if action == "trash" else record.runs(kind)[:limit]
@@ -49,23 +55,33 @@ def runs_of_the_record(
             show(_table(found))
         return
     with bad_arguments():
-        done = record.purge() if action == "empty-trash" else [_do(record, action, target) for target in targets or ()]
+        done = record.purge() if action == "empty-trash" else [_do(record, action, target, places) for target in targets or ()]
+        wanting = {run: _needs(record, run) for run in done} if action == "import" else {}
     if as_json:
-        show_json({"action": action, "runs": done})
+        show_json({"action": action, "runs": done, **({"needs": wanting} if wanting else {})})
     else:
         said = {"import": "imported run {}", "delete": "run {} is in the trash", "restore": "run {} is back"}
         for run in done:
             show(said.get(action, "removed run {} for good").format(run))
+            for sentence in wanting.get(run, ()):
+                say(f"note: {sentence}")
         if not done:
             show("the trash is empty")
 
 
-def _do(record: "Store", action: str, target: str) -> str:
+def _needs(record: "Store", run: str) -> list[str]:
+    """What an imported run lacks here."""
+    from workbench.needs import needs
+
+    return needs(record, record.run(run))
+
+
+def _do(record: "Store", action: str, target: str, places: list[str] | None = None) -> str:
     """One action on one run or file; returns the run."""
     if action == "import":
         from workbench.export import read_archive
 
-        return read_archive(record, Path(target))
+        return read_archive(record, Path(target), read_changes(places, "--set", "model.source=DIR"))
     if action == "restore":
         record.restore(target)
         return target

@@ -22,6 +22,7 @@ from workbench.health import held_out_reward, rollout_steps
 from workbench.merging import write_merged
 from workbench.model_card import write_card
 from workbench.models import MODELS
+from workbench.needs import needs
 from workbench.panels import form
 from workbench.panels.charts import chart_card
 from workbench.panels.page import ASSETS, Page, Parts, sprite, value
@@ -176,12 +177,13 @@ def apart(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def take_in(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
-    """Take in a run from an archive that was uploaded; the upload itself is removed."""
+    """Take in a run from an archive that was uploaded, and say what it needs here; the upload itself is removed."""
     uploads, path = Path(gr.utils.get_upload_folder()).resolve(), Path(asked["path"]).resolve()
     if not path.is_relative_to(uploads):
         raise ValueError("only a file that was uploaded here can be taken in; choose it again")
     try:
-        return {"run": export.read_archive(studio.store, path)}
+        run = export.read_archive(studio.store, path)
+        return {"run": run, "needs": needs(studio.store, studio.store.run(run))}
     finally:
         path.unlink(missing_ok=True)
 

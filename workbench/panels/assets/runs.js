@@ -362,7 +362,7 @@ window.workbench.page("runs", (page) => {
       const answer = await fetch(wb.api("upload"), { method: "POST", body });
       if (!answer.ok) throw new Error(await answer.text());
       const reply = await page.ask("take_in", { path: (await answer.json())[0] });
-      if (complain(reply)) { wb.address.set({ open: reply.run }); await refresh(); wb.toast(`${file.name} was taken in.`); rows.get(reply.run)?.scrollIntoView({ block: "center" }); }
+      if (complain(reply)) { wb.address.set({ open: reply.run }); await refresh(); wb.toast(`${file.name} was taken in.`); complain({ errors: reply.needs.map((each) => `${file.name} was taken in, but ${each}`) }); rows.get(reply.run)?.scrollIntoView({ block: "center" }); }
     } catch (error) {
       complain({ errors: [`${file.name} could not be uploaded: ${error.message || error}`] });
     }
