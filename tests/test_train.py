@@ -1,13 +1,14 @@
 """The training loop: what it yields, how it learns, stops, fails and goes on."""
 
 import math
+import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
 from torch import Tensor
-from toy_training import Redness, assert_same_state, keep, kinds, plain, small, told
+from toy_training import Redness, assert_same_state, keep, kinds, plain, small, told, toy
 
 from workbench.contracts import RewardFailed, RewardFunction
 from workbench.events import (
@@ -24,6 +25,7 @@ from workbench.events import (
     Started,
 )
 from workbench.preflight import memory_check, noise_check, ratio_check, spread_check
+from workbench.scoring import Rewards
 from workbench.train import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # toy rewards are in no registry
@@ -372,3 +374,103 @@ def test_preflight_measures_memory() -> None:
 
 def test_started_is_the_first_thing_told() -> None:
     assert isinstance(next(train(small())), Started)
+
+
+# --- rewards beside the drawing
+
+
+class Gated(Redness):
+    """Redness, told once its gate is open; says when it has begun."""
+
+    name: Literal["gated"] = "gated"  # type: ignore[assignment]
+    gate: ClassVar[threading.Event] = threading.Event()
+    begun: ClassVar[threading.Event] = threading.Event()
+
+    def load(self, device: torch.device) -> RewardFunction:
+        redness = super().load(device)
+
+        def reward(images: Tensor, prompts: Sequence[str]) -> Tensor:
+            self.begun.set()
+            assert self.gate.wait(60), "nobody drew on while this portion was scored"
+            return redness(images, prompts)
+
+        return reward
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"rollout__branch_at": "every"}, {"rollout__mode": "all"}, {"rollout__mode": "tree"}],
+    ids=["one step", "every step", "trajectories", "tree"],
+)
+def test_a_portion_is_scored_while_the_next_is_drawn_and_a_slow_reward_leaves_signs_of_life(changes: dict[str, Any]) -> None:
+    Gated.gate.set()
+    events = train(toy(Gated(), iterations=1, compute__sample_batch=4, rollout__steps=3, **changes))
+    while not isinstance(next(events), PreflightDone):
+        pass
+    Gated.gate.clear()
+    Gated.begun.clear()
+    drawn_on, waited = 0, 0
+    for event in events:
+        if isinstance(event, Progress) and event.stage == "rollout":
+            drawn_on += Gated.begun.wait(0 if drawn_on else 0.2)  # the reward has begun, and the rollout goes on
+        if isinstance(event, Progress) and event.stage == "score":
+            waited += 1
+            assert event.done < event.total
+            if waited == 2:
+                Gated.gate.set()
+        if isinstance(event, GroupsScored):
+            break
+    assert drawn_on
+    assert waited >= 2
+    assert isinstance(list(events)[-1], Finished)
+
+
+class AtOnce:
+    """The whole batch scored at its end, in the thread that drew it."""
+
+    def __init__(self, rewards: Rewards) -> None:
+        self.rewards, self.images, self.prompts = rewards, list[Tensor](), list[str]()
+
+    def add(self, images: Tensor, prompts: Sequence[str]) -> None:
+        self.images.append(images)
+        self.prompts.extend(prompts)
+
+    def collect(self) -> Iterator[Progress]:
+        yield Progress("score", 0, len(self.prompts))
+        return self.rewards.score(torch.cat(self.images), self.prompts)
+
+
+@pytest.mark.parametrize("preset", ["shapes", "shapes_jump"])
+def test_scores_by_portions_are_bit_for_bit_those_of_the_whole_batch(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = toy(preset=preset, compute__sample_batch=5)
+    by_portions = told(train(config))
+    monkeypatch.setattr(Rewards, "begin", AtOnce)
+    at_once = told(train(config))
+    assert [plain(event) for event in by_portions] == [plain(event) for event in at_once]
+
+
+def test_a_run_that_is_left_alone_breaks_off_its_rewards_and_leaves_no_thread() -> None:
+    class Hung:
+        def __init__(self) -> None:
+            self.broken_off = threading.Event()
+
+        def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+            assert self.broken_off.wait(60)
+            raise RewardFailed("broken off")
+
+        def close(self) -> None:
+            self.broken_off.set()
+
+    class Hanging(Redness):
+        """Waits for others until it is closed."""
+
+        waits: ClassVar[bool] = True
+
+        def load(self, device: torch.device) -> RewardFunction:
+            return Hung()
+
+    events = train(toy(Hanging()))
+    while not (isinstance(event := next(events), Progress) and event.stage == "score"):
+        pass
+    events.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("reward", "judge"))]
