@@ -26,6 +26,7 @@ from workbench.experiments.rank_process import Told
 from workbench.provenance import read_provenance
 from workbench.records import Run, resumable
 from workbench.store import Store
+from workbench.studio import Studio
 from workbench.train import train
 
 ROOT = Path(__file__).parent.parent
@@ -187,6 +188,27 @@ def test_a_queued_run_is_driven_by_several_and_crashes_where_the_first_is_killed
     assert (status, summary["status"]) == (1, "crashed")
     assert store.run(run).error.startswith("process 0 of 2 was ended by SIGKILL")
     assert not other.is_running()
+
+
+@pytest.mark.timeout(180)
+def test_the_page_begins_and_resumes_a_run_of_several_processes(studio: Studio) -> None:
+    run = studio.start(configure("shapes", QUICK | {"compute.processes": 2, "iterations": 4000}))
+
+    def status(*wanted: str) -> Run:
+        deadline = time.monotonic() + 60
+        while (found := studio.store.run(run)).status not in wanted or (wanted == ("running",) and not found.iteration):
+            assert time.monotonic() < deadline, (found.status, found.error)
+            assert not found.over, found.error
+            time.sleep(0.05)
+        return found
+
+    assert status("running").pid != os.getpid()
+    studio.control(run, "stop")
+    stopped = status("stopped")
+    assert studio.store.checkpoints(run)[-1] == stopped.iteration
+    studio.store.add_settings(run, {"iterations": stopped.iteration + 1})
+    studio.control(run, "resume")
+    assert status("done").iteration == stopped.iteration + 1
 
 
 # Bad input

@@ -78,6 +78,15 @@ def test_runs_are_begun_in_their_order_and_no_more_than_fit(store):
     assert executor.begun[2] == (runs[2], "0")
 
 
+def test_a_run_of_several_processes_gets_a_device_for_each(store):
+    several = TINY.model_copy(update={"grpo": TINY.grpo.model_copy(update={"groups": 4})}).model_dump(mode="json")
+    several["compute"]["processes"] = 2
+    one, two = queued(store), submit(store, Work(kind="train", config=several), origin="test")
+    executor = Recording()
+    Dispatcher(store, {"local": executor}, slots=3, devices=("0", "1", "2")).tick()
+    assert executor.begun == [(one, "0"), (two, "1,2")]
+
+
 def test_two_dispatchers_begin_each_run_once(store):
     runs = [queued(store) for _ in range(6)]
     one, other = Recording(), Recording()

@@ -378,6 +378,16 @@ class Store:
             if fresh and not self.checkpoints(run):  # what an earlier attempt reported will be reported again
                 connection.execute(delete(EVENTS).where(EVENTS.c.run == run, EVENTS.c.kind == "Reported"))
 
+    def wait_again(self, run: str) -> None:
+        """Let a run that nobody drives wait for a driver, as if it were new; its checkpoints stay.
+
+        Raises: ValueError: if a living process drives it.
+        """
+        self.claim(run)
+        with self.writing() as connection:
+            free = {"host": None, "pid": None, "process_started": None}
+            connection.execute(update(RUNS).where(RUNS.c.id == run, _driven_here()).values(free))
+
     def set_status(self, run: str, status: str, error: str | None = None, part: bool = False) -> bool:
         """What the driver says of its run. A status with an error, and every final one, lets go of it.
 

@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 from workbench.branching import branch_state, flat
 from workbench.config import RunConfig, change_live, parse_config
 from workbench.events import CheckpointReady, Controls, Event
-from workbench.experiments.execute import loop
+from workbench.experiments.dispatch import Dispatcher
+from workbench.experiments.execute import loop, processes_of
+from workbench.experiments.queue import Entry, Queue
 from workbench.experiments.service import Service
 from workbench.galleries import Galleries
 from workbench.history import History, Recorded
@@ -105,14 +107,14 @@ class Studio:
             raise ValueError(f"the device was busy for {seconds:.0f} s; ask for less, or pause what is running") from None
 
     def start(self, config: RunConfig, origin: str = "app") -> str:
-        """Begin a run in this process; returns its id."""
+        """Begin a run in this process, or in several others where it asks for them; returns its id."""
         values = config.model_dump(mode="json")
         run = self.store.create("train", values, title=config.title, origin=origin)
-        self.worker.submit(Job(self.store, run, _beside_the_page("train", values)))
+        self._begin(run, "train", values, None)
         return run
 
     def branch(self, parent: str, iteration: int | None, config: RunConfig, origin: str = "app") -> str:
-        """Begin a run in this process that goes on from a checkpoint of another, the last one without `iteration`.
+        """Begin a run, as `start`, that goes on from a checkpoint of another, the last one without `iteration`.
 
         Raises: ValueError: if there is no such checkpoint, or its weights do not fit these settings.
         """
@@ -128,11 +130,11 @@ class Studio:
         except StoreError as error:
             self.store.set_status(run, "failed", str(error))
             raise
-        self.worker.submit(Job(self.store, run, _beside_the_page("train", values), resume=state))
+        self._begin(run, "train", values, state)
         return run
 
     def resume(self, run: str) -> None:
-        """Go on with a run from its last checkpoint, in this process.
+        """Go on with a run from its last checkpoint, in this process or in several others.
 
         Raises: ValueError: if it is still being driven, or has no checkpoint that loads.
         """
@@ -141,7 +143,7 @@ class Studio:
             raise ValueError(f"run {found.id} is {found.status}; it can be resumed once it has ended")
         begun = found.iteration > 0 or self.store.checkpoints(found.id)  # otherwise it was stopped while it waited its turn
         checkpoint = self.store.load_checkpoint(found.id) if begun else None
-        self.worker.submit(Job(self.store, found.id, _beside_the_page(found.kind, found.config), resume=checkpoint))
+        self._begin(found.id, found.kind, found.config, checkpoint)
 
     def control(self, run: str, wish: str) -> None:
         """Pause, resume, stop, save or sample: a wish in the store for whoever drives the run.
@@ -187,6 +189,17 @@ class Studio:
         found = self.store.run(run)
         settings = flat(change_live(self.settings(found), changes).model_dump(mode="json"))
         self.store.wish(found.id, "change", {key: settings[key] for key in changes})
+
+    def _begin(self, run: str, kind: str, config: dict[str, Any], resume: CheckpointReady | None) -> None:
+        """Drive a run in this process; several that drive one together get a process that watches over them, as in the queue."""
+        if processes_of(config) == 1:
+            self.worker.submit(Job(self.store, run, _beside_the_page(kind, config), resume=resume))
+            return
+        queue = Queue(self.store)
+        self.store.wait_again(run)
+        queue.put(Entry(run))
+        if self.service is None:  # nobody here begins what waits in the queue, and a person waits for this run
+            Dispatcher(self.store, only={run}).tick()
 
     @one_at_a_time
     def _history(self, run: str) -> History:

@@ -30,7 +30,8 @@ def launch(
 ) -> None:
     """Train with several processes, one for each GPU; or go on with a run, also with another number of them.
 
-    `train --set compute.processes=N` does the same on one machine. Ctrl-C stops all after the current iteration with a
+    What follows `train` are its own options, --json, --runs and --store among them. `train --set compute.processes=N` does the
+    same on one machine. Ctrl-C stops all after the current iteration with a
     checkpoint; a second one ends them now.
     """
     from workbench.experiments.launching import Nodes

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
 
+from workbench.exact_json import from_json
 from workbench.processes import is_alive, this_process
 from workbench.records import Run, read_run
 from workbench.store import Store, clock_stopped
@@ -58,8 +59,9 @@ class Queue:
         return _entry(rows[0]) if rows else None
 
     def put(self, entry: Entry) -> None:
-        """Put a run at the end."""
+        """Put a run at the end, and not where it was before."""
         with self._store.writing() as connection:
+            connection.execute(delete(QUEUE).where(QUEUE.c.run == entry.run))
             enqueue(connection, entry)
 
     def take(
@@ -70,7 +72,7 @@ class Queue:
         Args:
             lanes: those that the caller can begin.
             slots: most runs of these lanes that were begun from this host and are going on at once.
-            devices: those to share out; the run gets the one with the fewest runs.
+            devices: those to share out; the run gets the one with the fewest runs, or one for each of its processes.
             only: take none but these runs, which then need no slot.
         """
         self._let_go()
@@ -90,7 +92,8 @@ class Queue:
             if found is None or (only is None and len(going_on) >= slots):
                 return None
             values: dict[str, Any] = {"taken": now, "host": host, "pid": pid, "process_started": started}
-            values["device"] = min(devices, key=lambda device: going_on.count(device), default=None)
+            config = connection.execute(select(RUNS.c.config).where(RUNS.c.id == found.run)).scalar_one()
+            values["device"] = _devices(devices, going_on, config)
             free = QUEUE.c.taken.is_(None)  # another dispatcher may have been quicker, where reading does not lock
             if not connection.execute(update(QUEUE).where(QUEUE.c.id == found.id, free).values(values)).rowcount:
                 return None
@@ -161,6 +164,15 @@ class Queue:
                 with self._store.writing() as connection:
                     same = (QUEUE.c.id == row.id) & (QUEUE.c.taken == row.taken)
                     connection.execute(update(QUEUE).where(same).values(taken=None, device=None))
+
+
+def _devices(devices: Sequence[str], taken: Sequence[str | None], config: str) -> str | None:
+    """Those with the fewest runs, as many as a run has processes, with commas between; None where there are none to share out."""
+    if not devices:
+        return None
+    runs = [device for some in taken if some for device in some.split(",")]
+    count = from_json(config).get("compute", {}).get("processes", 1)
+    return ",".join(sorted(sorted(devices, key=runs.count)[:count], key=list(devices).index))
 
 
 def _entry(row: Any) -> Entry:
