@@ -9,9 +9,12 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from toy_training import SMALL
 
 from workbench.config import configure
+from workbench.events import IterationDone
 from workbench.rewards.ocr import OCR, in_reading_order, quoted
+from workbench.train import train
 
 CPU = torch.device("cpu")
 FONT = next(value for name, value in vars(font_source_serif_pro).items() if name == "SourceSerifProSemibold")
@@ -136,6 +139,16 @@ def test_a_missing_recogniser_says_how_to_install_it(missing: str, monkeypatch: 
         OCR().load(CPU)
 
 
-def test_a_run_may_train_on_it() -> None:
-    config = configure("flux", {"rewards.ocr": 1, "rewards.jpeg_size": 0})
-    assert [weighted.reward.name for weighted in config.rewards if weighted.weight] == ["ocr"]
+@pytest.mark.parametrize("judges", [False, True])
+def test_a_run_whose_prompts_have_nothing_to_read_ends_before_it_draws(judges: bool) -> None:
+    field = "eval_rewards" if judges else "rewards"
+    with pytest.raises(ValueError, match=r"'a .*' has no words in quotation marks, so the reward 'ocr' has nothing to look for"):
+        list(train(configure("shapes", {f"{field}.ocr": 1})))
+
+
+def test_a_run_trains_on_it() -> None:
+    small = {name: value for name, value in SMALL.items() if not name.startswith("grpo")}
+    changes = {**small, "rewards.ocr": 1, "iterations": 1, "grpo.groups": 2, "grpo.group_size": 2}
+    told = list(train(configure("glyphs", changes)))
+    (scored,) = [event for event in told if isinstance(event, IterationDone)]
+    assert scored.iteration == 1

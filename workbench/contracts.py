@@ -129,6 +129,9 @@ class Reward(Extension):
     @abstractmethod
     def load(self, device: "torch.device") -> RewardFunction: ...
 
+    def check(self, prompt: str) -> None:  # most rewards understand any prompt
+        """Raise ValueError where it cannot score pictures of a prompt; asked of all prompts of a run before it draws anything."""
+
 
 class Task(Extension):
     """Prompts, split so that the held-out ones are never trained on."""

@@ -103,8 +103,12 @@ class Learner:
         settings = self.config.evaluation
         drawn = [prompt for iteration in range(self.iteration, self.config.iterations) for prompt in self._drawn(iteration)]
         shown = held_out(self.config.task, max(settings.images, settings.final_images), settings.group_size, settings.seed)
+        prompts = list(dict.fromkeys([*drawn, *shown.prompts]))
+        for scored in (*self.config.rewards, *self.config.eval_rewards):
+            for prompt in prompts:
+                scored.reward.check(prompt)
         with self.accelerator.local_main_process_first():
-            self.policy.generator.embed(list(dict.fromkeys([*drawn, *shown.prompts])))
+            self.policy.generator.embed(prompts)
 
     def change(self, changes: Mapping[str, Any]) -> None:
         """Go on with other settings, as far as they may change during a run.

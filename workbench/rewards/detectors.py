@@ -69,7 +69,7 @@ class Segmenter(Detector):
         seen = self.view(images)
         told = self.model(pixel_values=seen.to(self.model.dtype))
         sureness = told.class_queries_logits.float().softmax(-1)[..., :-1]  # the last one is "nothing"
-        found = []
+        found: list[list[Found]] = []
         for masks, sure, own, bar in zip(told.masks_queries_logits, sureness, kinds, least, strict=True):
             places = torch.tensor([self.places[kind] for kind in own], device=sure.device)
             query, kind = torch.nonzero(sure[:, places] > bar, as_tuple=True)

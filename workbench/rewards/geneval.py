@@ -68,6 +68,14 @@ class GenEval(LearnedReward):
     def weight_files(self) -> tuple[Path, ...]:
         return (*cached_files(self.source or SOURCES[self.detector]), *cached_files(self.clip))
 
+    def check(self, prompt: str) -> None:
+        self.scene(prompt)
+
+    def scene(self, prompt: str) -> Scene:
+        """What a prompt asks for. Raises: ValueError: if the metadata has it not, or cannot be read, and it is of no template."""
+        known = read_scenes(self.metadata) if self.metadata else {}
+        return known.get(prompt) or parse(prompt)
+
     def scorer(self, device: torch.device) -> RewardFunction:
         verdicts = self.verdicts(device)
 
@@ -82,12 +90,14 @@ class GenEval(LearnedReward):
         Raises: ValueError: as `load` does; and from the call, where it is not known what a prompt asks for.
         """
         dtype, offline = DTYPES[self.dtype], self.offline
-        known = read_scenes(self.metadata) if self.metadata else {}
+        if self.metadata:
+            read_scenes(self.metadata)  # which may be missing
         detect = load_detector(self.detector, self.source, device, setting="geneval.source", dtype=dtype, offline=offline)
         colours = Colours(load_clip(self.clip, device, setting="geneval.clip", dtype=dtype, offline=offline))
 
+        @torch.no_grad()
         def told(images: Tensor, prompts: Sequence[str]) -> list[Verdict]:
-            scenes = [known.get(prompt) or parse(prompt) for prompt in prompts]
+            scenes = [self.scene(prompt) for prompt in prompts]
             kinds = [tuple(dict.fromkeys(each.kind for each in (*scene.include, *scene.exclude))) for scene in scenes]
             bars = [self.counting_threshold if scene.skill == "counting" else self.threshold for scene in scenes]
             found = detect(images, kinds, bars)

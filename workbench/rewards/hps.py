@@ -51,7 +51,7 @@ def _converted(path: Path, config: Mapping[str, Any], setting: str) -> Mapping[s
 
     found = clip_of_open_clip(read_archive(path, setting))
     with torch.device("meta"):
-        shapes = {name: tuple(value.shape) for name, value in CLIPModel(CLIPConfig(**config)).state_dict().items()}
+        shapes = {name: tuple(value.shape) for name, value in CLIPModel(CLIPConfig.from_dict(dict(config))).state_dict().items()}
     for name, shape in shapes.items():
         got = tuple(found[name].shape) if name in found else None
         if got != shape:

@@ -53,6 +53,9 @@ class OCR(Reward):
 
         return score
 
+    def check(self, prompt: str) -> None:
+        quoted(prompt)
+
 
 def quoted(prompt: str) -> str:
     """The first words of a prompt that are in quotation marks. Raises: ValueError: if there are none."""

@@ -87,7 +87,7 @@ def read_view(folder: Path) -> View:
     return View(
         size=(size["height"], size["width"]) if resizes and "height" in size else (0, 0),
         shortest=size.get("shortest_edge", 0) if resizes else 0,
-        longest=size.get("longest_edge", 0) if resizes else 0,
+        longest=size.get("longest_edge", found.get("max_size", 0)) if resizes else 0,
         crop=_cut(crop) if found.get("do_center_crop") else (0, 0),
         mode=_MODES[resample],
         mean=tuple(found.get("image_mean", View.mean)),
