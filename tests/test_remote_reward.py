@@ -35,6 +35,8 @@ from workbench.rewards.remote import Remote
 from workbench.settings import WeightedReward
 from workbench.train import train
 
+pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # toy rewards are in no registry
+
 CPU = torch.device("cpu")
 TOKEN = "WORKBENCH_REWARD_TOKEN"
 IMAGES = torch.rand(11, 3, 20, 28, generator=torch.Generator().manual_seed(0))

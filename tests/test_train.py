@@ -444,7 +444,7 @@ class AtOnce:
 def test_scores_by_portions_are_bit_for_bit_those_of_the_whole_batch(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = toy(preset=preset, compute__sample_batch=5)
     by_portions = told(train(config))
-    monkeypatch.setattr(Rewards, "begin", AtOnce)
+    monkeypatch.setattr(Rewards, "begin", lambda rewards: AtOnce(rewards))
     at_once = told(train(config))
     assert [plain(event) for event in by_portions] == [plain(event) for event in at_once]
 
