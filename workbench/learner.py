@@ -104,9 +104,9 @@ class Learner:
         drawn = [prompt for iteration in range(self.iteration, self.config.iterations) for prompt in self._drawn(iteration)]
         shown = held_out(self.config.task, max(settings.images, settings.final_images), settings.group_size, settings.seed)
         prompts = list(dict.fromkeys([*drawn, *shown.prompts]))
-        for scored in (*self.config.rewards, *self.config.eval_rewards):
+        for reward in [each.reward for each in self.config.rewards] + [each.reward for each in self.config.eval_rewards]:
             for prompt in prompts:
-                scored.reward.check(prompt)
+                reward.check(prompt)
         with self.accelerator.local_main_process_first():
             self.policy.generator.embed(prompts)
 
