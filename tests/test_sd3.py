@@ -1,6 +1,7 @@
 """Stable Diffusion 3 on random weights: its guidance, its three encoders or two, and the sizes that it can draw."""
 
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from tiny_family import CPU, PROMPTS, SIDE, noise, sampled
 from tiny_sd3 import SD3, drawn, pipeline
 
+from workbench.config import PRESETS
 from workbench.models.policy import Policy
 from workbench.models.tiny import TOKENS
 from workbench.models.tiny.sd3 import tiny_sd3
@@ -142,3 +144,25 @@ def test_adapters_go_where_flow_grpo_puts_them(medium: Path) -> None:
     }
     assert {p.dtype for p in policy.parameters.values()} == {torch.float32}
     assert policy.generator.decode(noise(policy.generator.latent_shape, 1)).shape == (1, 3, SIDE, SIDE)
+
+
+# Presets
+
+
+def test_the_weights_of_the_kl_are_flow_grpos_in_our_scale() -> None:
+    """Theirs divides by 2 g^2, ours by 2 g^2 (t - s)."""
+    times = PRESETS["flow_grpo_sd35_ocr"].times
+    steps = [t - s for t, s in pairwise(times[:-1])]
+    for reward, theirs in (("pickscore", 0.01), ("ocr", 0.04), ("geneval", 0.04)):
+        for method in ("flow_grpo", "tempflow"):
+            ours = PRESETS[f"{method}_sd35_{reward}"].objective.kl_weight
+            assert ours == pytest.approx(theirs * sum(steps) / len(steps), rel=0.01)
+
+
+def test_branching_draws_as_many_pictures_as_trajectories_do() -> None:
+    whole, branched = PRESETS["flow_grpo_sd35_ocr"], PRESETS["tempflow_sd35_ocr"]
+    pictures = whole.grpo.groups * whole.grpo.group_size
+    assert pictures == branched.grpo.groups * branched.grpo.group_size * len(branched.training_steps) == 1152
+    assert (whole.rollout.steps, whole.sampling_steps) == (10, 40)
+    assert whole.model.guidance == 4.5
+    assert not whole.model.train_negative
