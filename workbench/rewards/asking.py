@@ -162,7 +162,7 @@ class Service:
             tries_made = f", {self._retries + 1} times" if self._retries else ""
             raise RewardFailed(f"{address} {error}{tries_made}, for prompt {question.prompt!r}; {self._remedy}") from error
         except RewardFailed as error:
-            raise RewardFailed(f"{address} {error}, for prompt {question.prompt!r}") from error
+            raise RewardFailed(f"{address} {error}, for prompt {question.prompt!r}; {self._remedy}") from error
         raise AssertionError("a question is either answered or fails")
 
     async def _post(self, client: "AsyncClient", url: str, body: bytes) -> Any:

@@ -86,7 +86,8 @@ class _Asked:
             concurrency=settings.concurrency,
             timeout=settings.timeout,
             retries=settings.retries,
-            remedy="see that the server runs, and look at judge.question, judge.answers, judge.max_tokens and judge.timeout",
+            remedy="see that the server runs and knows judge.model; judge.answers = number asks it without a schema, and "
+            "judge.question, judge.max_tokens and judge.timeout may not suit the model",
         )
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
