@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_flux import FLUX
 from tiny_networks import tiny_clip, tiny_grounding_dino, tiny_mask2former, tokenizer
 from torch import Tensor
 from torch.nn import functional
@@ -22,6 +23,8 @@ from transformers.models.grounding_dino.image_processing_pil_grounding_dino impo
 from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
 
 from workbench.config import configure
+from workbench.events import Evaluated
+from workbench.models.tiny.flux import tiny_flux
 from workbench.rewards.clip import load_clip
 from workbench.rewards.detectors import Detector, load_detector
 from workbench.rewards.geneval import Colours, GenEval, cut_out
@@ -47,6 +50,7 @@ from workbench.tasks.geneval_prompts import (
     two,
 )
 from workbench.tasks.geneval_rules import MOST, Found, judge, overlap, relations, sure
+from workbench.train import train
 
 CPU = torch.device("cpu")
 
@@ -594,3 +598,26 @@ def test_what_a_prompt_of_a_file_asks_for_is_read_there(folders: dict[str, Path]
         reward_of(folders, "mask2former").load(CPU)(images, ["my dog"])
     with pytest.raises(ValueError, match=r"GenEval's metadata in .*none\.jsonl cannot be read"):
         reward_of(folders, "mask2former", metadata=str(tmp_path / "none.jsonl")).load(CPU)
+
+
+def test_a_run_trains_on_it_and_tells_skills(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
+    geneval = reward_of(folders, "mask2former")
+    run = FLUX.run(
+        tiny_flux(tmp_path / "flux"),
+        task={"name": "geneval", "count": 24},
+        rewards=[{"reward": geneval.model_dump(), "weight": 1.0}],
+        eval_rewards=[{"reward": {"name": "clip_score", "source": str(folders["clip"])}}],
+        iterations=1,
+        evaluation__images=24,
+        evaluation__final_images=24,
+        evaluation__group_size=2,
+    )
+    evaluated = [event for event in train(run) if isinstance(event, Evaluated)]
+    assert set(evaluated[-1].breakdown) == set(SKILLS)
+    (measures,) = evaluated[-1].measures.values()
+    assert 0 <= measures["geneval"].value <= 1
+    assert -100 <= measures["clip_score"].value <= 100
+    wrong = run.model_copy(update={"prompts": ("my dog",)})
+    with pytest.raises(ValueError, match="prompt 'my dog' is of none of GenEval's templates"):
+        list(train(wrong))
