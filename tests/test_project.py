@@ -76,7 +76,8 @@ LAYERS = (
     {"presets"},
     {"config"},
     {"planning", "evaluate", "scoring", "sampling", "axes", "pathlab", "retrace", "memory"},
-    {"ranks", "examiner", "learner", "update", "preflight", "train", "pretrain", "recipes", "preferences", "plane"},
+    {"ranks", "examiner", "learner", "update", "preflight", "train", "pretrain", "recipes", "preferences", "plane"}
+    | {"distillation", "captioned", "two_time"},
     {
         "store",
         "jobs",

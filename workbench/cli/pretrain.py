@@ -1,4 +1,4 @@
-"""`pretrain`: make one of the embedded networks by its recipe, and write its weights and their log."""
+"""`pretrain`: make one of the embedded networks by its recipe, or a two-time map of FLUX; write its weights and their log."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,15 +22,14 @@ from workbench.cli.options import (
 from workbench.cli.screen import say
 
 if TYPE_CHECKING:
-    from workbench.preferences import PreferenceRecipe
-    from workbench.recipes.base import Recipe
+    from workbench.pretrain import AnyRecipe
     from workbench.store import Store
 
 
 def pretrain(
-    model: Annotated[str, typer.Argument(help="what to make: shapes, shapes_fm, shapes_cm, glyphs or preference")] = "shapes",
+    model: Annotated[str, typer.Argument(help="shapes, shapes_fm, shapes_cm, glyphs, flux_meanflow or preference")] = "shapes",
     changes: Changes = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="weights to write; by default in the run's folder")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="PATH", help="weights to write; of flux_meanflow a folder")] = None,
     resume: Resume = None,
     checkpoint: Checkpoint = None,
     runs: Runs = "runs",
@@ -39,10 +38,13 @@ def pretrain(
 ) -> None:
     """Pretrain an embedded generator: shapes and glyphs from nothing, shapes_fm and shapes_cm from the shipped shapes.
 
+    flux_meanflow makes a two-time map of a FLUX checkpoint, the folder of a whole pipeline: --set source=FOLDER names the
+    checkpoint, --set pictures=FOLDER what it is distilled on beside its own samples; --set steps=0 leaves it undistilled.
     preference makes the scorer behind the reward glyphs_preference instead.
 
     Ctrl-C stops after the current step with a checkpoint; a second one ends it now.
     """
+    from workbench.distillation import DistillationRecipe
     from workbench.jobs import Job
     from workbench.pretrain import configure_recipe, recorded_recipe
     from workbench.pretrain import pretrain as start
@@ -50,6 +52,8 @@ def pretrain(
     if resume is not None and changes:
         raise BadArguments("--resume goes on with the run's own settings; leave out --set")
     with bad_arguments():
+        if out is not None and out.is_dir():
+            raise BadArguments(f"--out {out} is a folder that is there already; name a place where nothing is")
         if resume is None:
             recipe, record, last = configure_recipe(model, read_changes(changes)), open_store(runs, store), None
             title = recipe.title or f"Pretrain {recipe.name}"
@@ -63,19 +67,24 @@ def pretrain(
     job = Job(record, run, lambda checkpoint, controls: start(recipe, resume=checkpoint, controls=controls), resume=last)
     summary = drive(record, run, job, "pretrain")
     if summary["status"] == "done":
-        summary["weights"] = str(export_weights(record, run, recipe, out or record.folder(run) / f"{recipe.name}.safetensors"))
-        export_log(record, run, Path(summary["weights"]).with_suffix(".log"))
+        ending = "" if isinstance(recipe, DistillationRecipe) else ".safetensors"
+        made = export_weights(record, run, recipe, out or record.folder(run) / f"{recipe.name}{ending}")
+        summary["weights"] = str(made)
+        export_log(record, run, made.with_suffix(".log"))
         say(f"weights in {summary['weights']}, their log beside them")
     conclude(summary, as_json)
 
 
-def export_weights(store: "Store", run: str, recipe: "Recipe | PreferenceRecipe", path: Path) -> Path:
-    """Write the averaged weights of a finished pretraining as the model loads them."""
+def export_weights(store: "Store", run: str, recipe: "AnyRecipe", path: Path) -> Path:
+    """Write the averaged weights of a finished pretraining as the model loads them: a file, or a pipeline's folder."""
     from workbench import __version__
+    from workbench.distillation import DistillationRecipe, write_distilled
     from workbench.models.embedded import save_weights
 
     last = store.load_checkpoint(run)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(recipe, DistillationRecipe):
+        return write_distilled(recipe, last, path)
     metadata = {"run": run, "iteration": last.iteration, "config": store.run(run).config, "version": __version__}
     save_weights(path, recipe.modules(last), metadata)
     return path

@@ -96,6 +96,14 @@ class FluxMeanFlowModel(FluxModel):
             )
 
 
+def is_two_time(folder: Path) -> bool:
+    """Whether a pipeline's transformer has the weights of a second timestep embedder. Raises: ValueError: if they are damaged."""
+    try:
+        return any("delta_embedder." in name for name in weight_map(folder / "transformer"))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"the transformer in {folder} cannot be read ({error}); fetch it again") from error
+
+
 def weight_map(part: Path) -> dict[str, str]:
     """The file of each tensor of a pipeline's part; empty where it has no weights.
 

@@ -12,12 +12,14 @@ diffusers: import it inside functions, or before `FluxPipeline.from_pretrained` 
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import PixArtAlphaTextProjection, TimestepEmbedding, Timesteps
+from diffusers.models.model_loading_utils import load_state_dict
 from torch import Tensor, nn
 
 SECOND = "time_text_embed.delta_embedder."
@@ -33,15 +35,24 @@ class TwoTimeEmbedding(nn.Module):
 
     Args:
         gate: share of the second embedder in the mixture; None adds it instead.
-        time_scale, guidance_scale: what a time and a guidance of 1 are to the sinusoids; FLUX's own is 1000 for both.
+        time_scale, second_scale, guidance_scale: what a 1 is to the sinusoids of each; FLUX's own is 1000.
     """
 
     def __init__(
-        self, width: int, pooled: int, *, guided: bool, gate: float | None, time_scale: float, guidance_scale: float
+        self,
+        width: int,
+        pooled: int,
+        *,
+        guided: bool,
+        gate: float | None,
+        time_scale: float,
+        second_scale: float,
+        guidance_scale: float,
     ) -> None:
         super().__init__()
         self.gate = gate
         self.time_proj = _sinusoids(time_scale)
+        self.second_proj = _sinusoids(second_scale)
         self.guidance_proj = _sinusoids(guidance_scale)
         self.timestep_embedder = TimestepEmbedding(_FREQUENCIES, width)
         self.delta_embedder = TimestepEmbedding(_FREQUENCIES, width)
@@ -53,7 +64,7 @@ class TwoTimeEmbedding(nn.Module):
         *guidance, pooled = rest
         first, second = times.unbind(-1)
         told = self.timestep_embedder(self.time_proj(first).to(pooled.dtype))
-        read = self.time_proj(second).to(self.delta_embedder.linear_1.weight.dtype)
+        read = self.second_proj(second).to(self.delta_embedder.linear_1.weight.dtype)
         beside = self.delta_embedder(read).to(pooled.dtype)
         told = told + beside if self.gate is None else (1 - self.gate) * told + self.gate * beside
         if self.guidance_embedder is not None and guidance:
@@ -86,6 +97,7 @@ class FluxTwoTimeTransformer2DModel(FluxTransformer2DModel):
         deltatime_type: str = "t-r",
         gate_value: float | None = None,
         time_scale: float = 1000.0,
+        second_scale: float = 1000.0,
         guidance_scale: float = 1000.0,
     ) -> None:
         super().__init__(
@@ -110,6 +122,7 @@ class FluxTwoTimeTransformer2DModel(FluxTransformer2DModel):
             guided=guidance_embeds,
             gate=gate_value,
             time_scale=time_scale,
+            second_scale=second_scale,
             guidance_scale=guidance_scale,
         )
 
@@ -126,7 +139,21 @@ class FluxTwoTimeTransformer2DModel(FluxTransformer2DModel):
         return super().forward(hidden_states=hidden_states, timestep=torch.stack([timestep, second], -1), **rest)
 
 
-def second_embedder(tensors: Mapping[str, Tensor], *, interval: bool, silent: bool = False) -> dict[str, Tensor]:
+def two_time_settings(config: Mapping[str, Any], *, interval: bool, gate: float = 0.25, scale: float = 1.0) -> dict[str, Any]:
+    """Settings of FLUX's transformer with a second embedder: of the interval, or of the target with its share in the mixture.
+
+    The derivative of a MeanFlow target runs through the interval and not through the target. A thousandfold interval would
+    let it explode as the embedder learns, which is why T2I-Distill tells it as it is (arXiv:2512.13006, section 4.2.1).
+
+    Args:
+        scale: what an interval of 1 is to the sinusoids.
+    """
+    added = {"deltatime_type": "t-r", "gate_value": None, "second_scale": scale}
+    mixed = {"deltatime_type": "r", "gate_value": gate, "second_scale": 1000.0}
+    return {**config, **(added if interval else mixed), "_class_name": FluxTwoTimeTransformer2DModel.__name__}
+
+
+def second_embedder(tensors: Mapping[str, Tensor], *, interval: bool) -> dict[str, Tensor]:
     """Weights of a second embedder with which u(x, t, t) is the velocity of the FLUX that the first is from; float32.
 
     A copy of the first. Of an interval its output is added, and what it would say of an interval of 0 is taken off its last
@@ -134,7 +161,6 @@ def second_embedder(tensors: Mapping[str, Tensor], *, interval: bool, silent: bo
 
     Args:
         tensors: the first embedder's, under their names in the transformer.
-        silent: of an interval, say nothing of any other either: jumps are then Euler steps until it is trained.
     """
     copied = {name.removeprefix(FIRST): value.float().clone() for name, value in tensors.items() if name.startswith(FIRST)}
     if interval:
@@ -143,9 +169,36 @@ def second_embedder(tensors: Mapping[str, Tensor], *, interval: bool, silent: bo
         embedder.load_state_dict(copied)
         with torch.no_grad():
             copied["linear_2.bias"] -= embedder(_sinusoids(1.0)(torch.zeros(1)))[0]
-        if silent:
-            copied |= {name: torch.zeros_like(value) for name, value in copied.items() if name.startswith("linear_2")}
     return {SECOND + name: value for name, value in copied.items()}
+
+
+def published_network(config: Mapping[str, Any], file: Path) -> FluxTwoTimeTransformer2DModel:
+    """T2I-Distill's weights as they were published: told t, t - s and guidance as they are, not in thousandths.
+
+    Args:
+        config: settings of the transformer that they are a distillate of.
+        file: .pt or safetensors; nothing in it is run.
+    Raises: ValueError: if they do not fit.
+    """
+    try:
+        found = load_state_dict(str(file))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} is not readable as weights: {str(error).splitlines()[0]}") from error
+    found = found.get("module", found)
+    named = {name.replace("timestep_embedder2.", SECOND, 1): value for name, value in found.items()}
+    settings = two_time_settings(config, interval=True) | {"time_scale": 1.0, "guidance_scale": 1.0}
+    with torch.device("meta"):
+        network = FluxTwoTimeTransformer2DModel.from_config(settings)
+    expected = network.state_dict()
+    for name in sorted(expected.keys() ^ named.keys()):
+        whose = "the checkpoint" if name in expected else "the file"
+        raise ValueError(f"{file} does not fit the checkpoint: only {whose} has {name!r}")
+    for name, value in named.items():
+        if value.shape != expected[name].shape:
+            shapes = f"{list(value.shape)}, expected {list(expected[name].shape)}"
+            raise ValueError(f"{file} does not fit the checkpoint: {name!r} is {shapes}")
+    network.load_state_dict(named, assign=True)
+    return network
 
 
 def _sinusoids(scale: float) -> Timesteps:

@@ -38,17 +38,16 @@ def smooth_in_time(transformer: Any) -> None:
 
 
 def _flux_meanflow(interval: bool, guidance: bool) -> Any:
-    from workbench.models.flux_two_time import FluxTwoTimeTransformer2DModel, second_embedder
+    from workbench.models.flux_two_time import FluxTwoTimeTransformer2DModel, second_embedder, two_time_settings
 
     pipeline = random_flux(guidance)
     plain = pipeline.transformer
     smooth_in_time(plain)
-    kind = {"deltatime_type": "t-r"} if interval else {"deltatime_type": "r", "gate_value": 0.25}
-    network = FluxTwoTimeTransformer2DModel.from_config({**plain.config, **kind})
+    network = FluxTwoTimeTransformer2DModel.from_config(two_time_settings(plain.config, interval=interval, scale=SLOW))
     tensors = plain.state_dict()
     second = second_embedder(tensors, interval=interval)
     for name, value in second.items():
-        second[name] = value + 0.05 * torch.randn_like(value) * (name.endswith("linear_2.weight"))
+        second[name] = value + 0.2 * torch.randn_like(value) * (name.endswith("linear_2.weight"))
     network.load_state_dict(tensors | second)
     pipeline.register_modules(transformer=network.eval())
     pipeline.register_to_config(transformer=HEAD_ENTRY)

@@ -1,0 +1,137 @@
+"""Two-time maps as folders: a FLUX checkpoint with a second timestep embedder beside the first, complete as a pipeline.
+
+What does not change is linked where the disk allows it, so that a map takes megabytes until it is distilled.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from workbench.models.diffusers_folder import HEAD, loading
+from workbench.models.flux_meanflow import HEAD_ENTRY, WEIGHTS, weight_map
+from workbench.whole_file import whole_folder
+
+SecondTime = Literal["interval", "target"]
+
+_PART = "transformer"
+_INDEX = f"{WEIGHTS}.index.json"
+_README = """# A two-time map of FLUX.1
+
+Its transformer has a second timestep embedder, so that u(x, t, s) carries a sample from time t to s in one step. Train and sample
+it with Flow-Map Workbench: `model.name = flux_meanflow`, `model.source` this folder. In diffusers, by its velocity u(x, t, t):
+
+```python
+from diffusers import FluxPipeline
+from workbench.models.flux_two_time import FluxTwoTimeTransformer2DModel
+
+transformer = FluxTwoTimeTransformer2DModel.from_pretrained(folder, subfolder="transformer")
+pipeline = FluxPipeline.from_pretrained(folder, transformer=transformer)
+```
+
+A plain `FluxPipeline.from_pretrained` leaves the second embedder out. It was made from {source}, whose licence holds.
+"""
+
+
+def make_two_time(
+    source: Path, out: Path, *, second_time: SecondTime = "interval", gate: float = 0.25, scale: float = 1.0, weights: str = ""
+) -> Path:
+    """Make a two-time map of a FLUX checkpoint; where s = t it is that checkpoint's velocity. Whole or not at all.
+
+    Args:
+        source: folder of a FluxPipeline.
+        out: folder to make, which must not be there yet.
+        second_time: what the second embedder reads: the interval t - s, added (T2I-Distill), or the target s, mixed (AnyFlow).
+        gate: its share in the mixture.
+        scale: what an interval of 1 is to the second embedder's sinusoids; large ones let the distillation diverge.
+        weights: T2I-Distill's weights as they were published, a .pt or safetensors file, in place of the checkpoint's own.
+    Returns: `out`.
+    Raises: ValueError: if the checkpoint is damaged, `weights` are not of its shape, or `out` is there.
+    """
+    from workbench.models.flux_two_time import published_network, two_time_settings
+
+    interval, original = second_time == "interval", source / _PART
+    with two_time_pipeline(source, out) as made:
+        with loading(source):
+            config = json.loads((original / "config.json").read_text())
+        if weights:
+            published_network(config, Path(weights).expanduser()).save_pretrained(made)
+            return out
+        settings = two_time_settings(config, interval=interval, gate=gate, scale=scale)
+        (made / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        try:
+            _add_second(original, made, interval)
+        except SafetensorError as error:
+            raise ValueError(f"{original} cannot be read: {error}; fetch it again") from error
+    return out
+
+
+@contextmanager
+def two_time_pipeline(source: Path, out: Path, name: str = "") -> Iterator[Path]:
+    """The empty folder of a two-time transformer in what will be a whole pipeline: all else is the source's.
+
+    Args:
+        name: what people call the source; its folder's name by default.
+    Raises: ValueError: if `out` is there already. OSError: if it cannot be written.
+    """
+    if out.exists():
+        raise ValueError(f"{out} is there already; name a folder that is not, or remove it")
+    with whole_folder(out) as hidden:
+        for path in sorted(source.rglob("*")):
+            place = path.relative_to(source)
+            if path.is_file() and place.parts[0] not in (_PART, HEAD, "README.md") and not place.parts[0].startswith("."):
+                (hidden / place).parent.mkdir(parents=True, exist_ok=True)
+                _link(path, hidden / place)
+        (hidden / _PART).mkdir()
+        yield hidden / _PART
+        head = json.loads((source / HEAD).read_text())
+        (hidden / HEAD).write_text(json.dumps(head | {_PART: HEAD_ENTRY}, indent=2) + "\n")
+        (hidden / "README.md").write_text(_README.format(source=name or source.name))
+
+
+def copy_two_time(source: Path, out: Path, name: str = "") -> Path:
+    """The same map in another folder. Raises: as `two_time_pipeline`."""
+    with two_time_pipeline(source, out, name) as made:
+        for path in sorted((source / _PART).iterdir()):
+            _link(path, made / path.name)
+    return out
+
+
+def _add_second(original: Path, made: Path, interval: bool) -> None:
+    """The transformer's files with a second embedder: one file is written anew, of several all but one more are linked."""
+    from workbench.models.flux_two_time import FIRST, second_embedder
+
+    files = weight_map(original)
+    first = {}
+    for name in (name for name in files if name.startswith(FIRST)):
+        with safe_open(original / files[name], framework="pt") as opened:
+            first[name] = opened.get_tensor(name)
+    if not first:
+        raise ValueError(f"{original} has no timestep embedder under the names of FLUX.1")
+    second = second_embedder(first, interval=interval)
+    if set(files.values()) == {WEIGHTS}:
+        save_file(load_file(original / WEIGHTS) | second, made / WEIGHTS, {"format": "pt"})
+        return
+    for file in sorted(set(files.values())):
+        _link(original / file, made / file)
+    own = WEIGHTS.replace(".safetensors", "-second-time.safetensors")
+    save_file(second, made / own, {"format": "pt"})
+    index: dict[str, Any] = {"metadata": {}, "weight_map": files | dict.fromkeys(second, own)}
+    (made / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _link(source: Path, target: Path) -> None:
+    """Large files are linked, so that they take no room; small ones are copied, so that they can be edited."""
+    if source.suffix == ".safetensors":
+        try:
+            os.link(source.resolve(), target)
+            return
+        except OSError:  # another disk, or one without links
+            target.unlink(missing_ok=True)
+    shutil.copyfile(source, target)
