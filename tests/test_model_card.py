@@ -17,13 +17,14 @@ from tiny_flux import FLUX
 from toy_run import toy_config, toy_events
 
 from workbench.__main__ import main
+from workbench.card_text import hub_base, without_places
 from workbench.config import RunConfig
 from workbench.evaluate import load_policy
 from workbench.events import CheckpointReady
 from workbench.figures.painted import HEIGHT, WIDTH, paint
 from workbench.figures.style import figure
 from workbench.merging import write_merged
-from workbench.model_card import SETTINGS, SHOWN, hub_base, without_places, write_card
+from workbench.model_card import SETTINGS, SHOWN, write_card
 from workbench.models.lora import DIFFUSERS
 from workbench.records import Run
 from workbench.rollout import drain

@@ -107,7 +107,7 @@ LAYERS = (
         "reward_server",
     },
     {"experiments"},
-    {"figures", "studio", "report", "model_card", "digest_page", "rendering", "experiment"},
+    {"figures", "studio", "report", "model_card", "card_text", "digest_page", "rendering", "experiment"},
     {"panels"},
     {"benchmarks"},
     {"cli", "__main__"},

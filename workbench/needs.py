@@ -18,7 +18,7 @@ PLACES = ("model.source", "model.weights", "adapter.start", "task.file")
 
 
 def needs(store: "Store", run: "Run") -> list[str]:
-    """What is missing here, or is not what the run was trained with; each in a sentence that says what to do. Nothing is fetched."""
+    """What is missing here, or is not what the run was trained with, in sentences that say what to do; nothing is fetched."""
     if run.training is None:
         return []
     try:
