@@ -65,6 +65,7 @@ class Family:
         changes: of its run, beside those of every tiny one.
         learning: changes that make twenty iterations learn.
         detached: passes of the network without a gradient that come with each one, as guidance asks for.
+        label: of its tests, where its model has several.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Family:
     changes: Mapping[str, Any] = field(default_factory=dict)
     learning: Mapping[str, Any] = field(default_factory=dict)
     detached: int = 0
+    label: str = ""
 
     @property
     def side(self) -> int:

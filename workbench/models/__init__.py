@@ -1,4 +1,5 @@
 from workbench.contracts import Model
+from workbench.models.flow_match import FlowMatchModel
 from workbench.models.flux import FluxModel
 from workbench.models.flux2 import Flux2KleinModel
 from workbench.models.flux_meanflow import FluxMeanFlowModel
@@ -20,4 +21,5 @@ MODELS: dict[str, type[Model]] = {
     "flux2_klein": Flux2KleinModel,
     "sana": SanaModel,
     "sana_sprint": SanaSprintModel,
+    "flow_match": FlowMatchModel,
 }

@@ -24,8 +24,8 @@ def pipeline_folder(
 
     Args:
         source: a folder, or the id of a model on the hub, from where it is fetched once.
-        pipeline: name of the class that it has to be.
-        parts: the subfolders that are needed.
+        pipeline: name of the class that it has to be; empty for any.
+        parts: the subfolders that are needed; `*` stands for all that there are.
         optional: those of them that may be missing where the pipeline's head says that it does without.
         offline: take only what has been fetched before.
     Raises: ValueError: if it is missing, gated, cannot be reached or holds another pipeline; says what to do.
@@ -41,8 +41,8 @@ def pipeline_folder(
     head = _check(folder, pipeline)
     for part in parts:
         absent = part in optional and not any(head.get(part) or ())  # saved as [null, null]
-        if not absent and not (folder / part).is_dir():
-            raise ValueError(f"{folder} lacks the folder {part!r} of a {pipeline}; fetch it again")
+        if part != "*" and not absent and not (folder / part).is_dir():
+            raise ValueError(f"{folder} lacks the folder {part!r} of a {head['_class_name']}; fetch it again")
     return folder
 
 
@@ -159,6 +159,6 @@ def _check(folder: Path, pipeline: str) -> dict[str, Any]:
         raise ValueError(f"{folder} holds no pipeline of diffusers: it has no {HEAD}; name the folder that has it") from None
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{head} is not readable ({error}); fetch it again") from error
-    if found != pipeline:
+    if pipeline and found != pipeline:
         raise ValueError(f"{folder} holds a {found}, and this model loads a {pipeline}; choose another folder or model.name")
     return told

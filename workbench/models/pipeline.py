@@ -137,6 +137,10 @@ class PipelineModel(Model):
             transformer.enable_gradient_checkpointing()
         if self.vae_slicing:
             vae.enable_slicing()
+        return self.generator(folder, transformer, vae, device)
+
+    def generator(self, folder: Path, transformer: Any, vae: Any, device: torch.device) -> "PipelineGenerator":
+        """Over networks that are at hand."""
         return PipelineGenerator(self, transformer, vae, Encoders(self, folder, device), device)
 
 
@@ -172,9 +176,13 @@ class PipelineGenerator:
         return self.model.normalise(latents.float(), self.vae)
 
     def decode(self, latents: Tensor) -> Tensor:
+        size = max(1, _PIXELS // self.model.resolution**2)
+        return torch.cat([self.pictures(portion) for portion in latents.split(size)])
+
+    def pictures(self, latents: Tensor) -> Tensor:
+        """`decode` of as many as memory holds at a time."""
         latents = self.model.denormalise(latents.float(), self.vae).to(self.vae.dtype)
-        portions = latents.split(max(1, _PIXELS // self.model.resolution**2))
-        pixels = torch.cat([self.vae.decode(portion, return_dict=False)[0].float() for portion in portions])
+        pixels = self.vae.decode(latents, return_dict=False)[0].float()
         return (pixels / 2 + 0.5).clamp(0, 1)
 
 
