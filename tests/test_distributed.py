@@ -14,7 +14,7 @@ from test_adapters import FAMILIES
 from toy_training import keep
 
 from workbench.config import RunConfig, configure
-from workbench.events import CheckpointReady, Controls, Evaluated, Event, GroupsScored, IterationDone
+from workbench.events import CheckpointReady, Controls, Evaluated, Event, GroupsScored, IterationDone, Started
 from workbench.ranks import Ranks
 from workbench.train import train
 
@@ -24,8 +24,9 @@ import json, os, sys, warnings
 from safetensors.torch import save_file
 from workbench.config import parse_config
 from workbench.events import CheckpointReady, Controls, Evaluated, GroupsScored, IterationDone
+from workbench.learner import Learner
 from workbench.ranks import Ranks
-from workbench.train import train
+from workbench.train import make_accelerator, train
 from toy_training import Redness, toy
 
 warnings.filterwarnings("ignore", module="pydantic")  # toys are no extensions
@@ -65,7 +66,10 @@ def failing(reward):
 
 def seen(config):
     controls, told = Controls(), {"groups": [], "metrics": [], "measures": []}
-    for event in train(config, controls=controls):
+    learner = Learner(config, make_accelerator(config))
+    weights = [getattr(weight, "to_local", lambda: weight)() for weight in learner.policy.generator.network.parameters()]
+    told["held"] = sum(weight.numel() for weight in weights)
+    for event in train(config, controls=controls, learner=learner):
         if isinstance(event, GroupsScored):
             told["groups"].append([event.seeds, event.rewards, event.advantages, event.prompts, event.log_probs])
             told["groups"][-1] += [event.groups_shown, event.preview.images.float().mean((1, 2, 3)).tolist()]
@@ -112,7 +116,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "every": {"rollout.branch_at": "every", "grpo.combine": "gdpo", "grpo.epochs": 2},
     "nft": {"objective.name": "nft", "sampler.name": "ode", "rollout.mode": "all"},
 }
-CASES = [*VARIANTS, *FAMILIES]
+SHARDED = {"compute__sharding": "fsdp2", "objective__kl_weight": 0.01, "model__gradient_checkpointing": True}
+CASES = [*VARIANTS, *FAMILIES, "sharded"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -132,6 +137,8 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunConfig]:
         folder = family.make(tmp_path_factory.mktemp("models") / name)
         changes = {key.replace(".", "__"): value for key, value in TWO.items()}
         found[name] = family.run(folder, iterations=2, **changes)
+        if name == "flux":
+            found["sharded"] = family.run(folder, iterations=2, **changes, **SHARDED)
     return found
 
 
@@ -222,6 +229,15 @@ def test_an_evaluation_is_shared_among_the_ranks_and_says_the_same(ranks, alone,
                 assert found[str(steps)].keys() == measures.keys()
                 for name, measure in measures.items():
                     assert found[str(steps)][name] == pytest.approx(measure.value, rel=2e-2, abs=1e-3), (steps, name)
+
+
+def test_ranks_that_share_the_frozen_weights_keep_half_of_them_and_all_that_is_trained(ranks, alone) -> None:
+    trained = next(event for event in alone["flux"] if isinstance(event, Started)).facts["trained_parameters"]
+    for report in ranks[1]:
+        frozen, own = report["flux"]["held"] - trained, report["sharded"]["held"] - trained
+        assert frozen / 2 <= own < 0.55 * frozen  # what does not divide is padded
+    with pytest.raises(ValueError, match=r"compute\.sharding = 'fsdp2' divides frozen weights, and adapter\.kind = 'full'"):
+        configure("shapes", SHAPES | TWO | {"compute.sharding": "fsdp2"})
 
 
 def test_a_stop_asked_of_one_rank_stops_both_after_the_same_iteration(ranks) -> None:

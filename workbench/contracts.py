@@ -190,6 +190,7 @@ class Model(Extension):
     kind: ClassVar[FlowMapKind]  # of the flow map that it loads
     domain: ClassVar[str] = ""  # the task whose prompts it understands; empty for any
     adapter_targets: ClassVar[tuple[str, ...]] = ()  # names of the Linear layers that LoRA attaches to
+    uneven: ClassVar[bool] = False  # asks its network as often as its prompts differ in length, and not once for all
     component: ClassVar[str] = ""  # what its network is in a pipeline of diffusers; empty where it is in none
 
     @abstractmethod

@@ -58,6 +58,7 @@ class Learner:
             start=adapter.start,
             reference=adapter.reference,
             other_base=adapter.other_base,
+            sharded=config.compute.sharding == "fsdp2" and self.ranks.count > 1,
         )
         self.optimizer = accelerator.prepare(
             torch.optim.AdamW(

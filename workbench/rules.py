@@ -62,6 +62,32 @@ def check_adapter(config: "RunConfig") -> None:
         )
 
 
+def check_processes(config: "RunConfig") -> None:
+    """The processes of a run have equal shares, and those that share weights ask for them equally often."""
+    compute, objective = config.compute, config.objective
+    if config.grpo.groups % compute.processes:
+        raise ValueError(f"grpo.groups = {config.grpo.groups} does not divide over compute.processes = {compute.processes}")
+    if compute.sharding == "none":
+        return
+    told = f"compute.sharding = {compute.sharding!r}"
+    if config.adapter.kind != "lora":
+        raise ValueError(
+            f"{told} divides frozen weights, and adapter.kind = {config.adapter.kind!r} trains all of them; use "
+            "adapter.kind = 'lora'"
+        )
+    if getattr(objective, "interval_share", 0.0) and config.model.kind == "two_time":
+        raise ValueError(
+            f"{told}: objective {objective.name!r} asks the network for jumps where it happens to draw some, and all processes "
+            "have to ask equally often; use objective.interval_share = 0"
+        )
+    if config.model.uneven:
+        even = _list([name for name, model in MODELS.items() if not model.uneven])
+        raise ValueError(
+            f"{told}: model {config.model.name!r} asks its network as often as its prompts differ, and all processes have to ask "
+            f"equally often; choose from: {even}"
+        )
+
+
 def check_noise(config: "RunConfig") -> None:
     """Samples of a group differ, and where the objective needs it their steps have a density."""
     sampler, rollout = config.sampler, config.rollout

@@ -12,7 +12,7 @@ from workbench.models import MODELS
 from workbench.models.lora import lora_file
 from workbench.objectives import OBJECTIVES
 from workbench.rewards import REWARDS
-from workbench.rules import check_adapter, check_domain, check_maps, check_noise, check_rollout
+from workbench.rules import check_adapter, check_domain, check_maps, check_noise, check_processes, check_rollout
 from workbench.samplers import SAMPLERS
 from workbench.tasks import TASKS
 
@@ -228,7 +228,12 @@ class ComputeConfig(Settings):
     )
     sample_batch: int = Field(128, ge=1, description="images per forward pass of a rollout")
     train_batch: int = Field(64, ge=1, description="states per forward and backward pass of an update")
-    processes: int = Field(1, ge=1, description="processes the run expects; refuses to start with another number")
+    processes: int = Field(1, ge=1, description="processes that train together, one for each GPU; groups divide over them")
+    sharding: Literal["none", "fsdp2"] = Field(
+        "none",
+        description="fsdp2: each process keeps a share of the frozen weights, and gathers a block's while it works; with adapters, "
+        "for models that one GPU does not hold",
+    )
     threads: int = Field(0, ge=0, description="CPU threads; 0 takes all cores, and in the app all but one")
 
 
@@ -284,10 +289,7 @@ class RunConfig(Settings):
         check_adapter(self)
         check_noise(self)
         check_rollout(self)
-        if self.grpo.groups % self.compute.processes:
-            raise ValueError(
-                f"grpo.groups = {self.grpo.groups} does not divide over compute.processes = {self.compute.processes}"
-            )
+        check_processes(self)
         names = [weighted.reward.name for weighted in self.rewards] + [judge.reward.name for judge in self.eval_rewards]
         if len(set(names)) < len(names):
             raise ValueError(f"each reward may appear once among rewards and eval_rewards, got {', '.join(names)}")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from workbench.contracts import FlowMap, Model
 from workbench.models.diffusers_folder import HEAD, cached_folder, fingerprint, loading, pipeline_folder, quietly
+from workbench.models.sharding import placed
 from workbench.prompt_cache import PromptCache
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -152,7 +153,7 @@ class PipelineGenerator:
         self.kind = model.kind
         self.latent_shape = model.latent_shape(transformer, vae)
         self.config = transformer.config
-        self.network: nn.Module = transformer.to(device)
+        self.network: nn.Module = placed(transformer, device)
         self.vae = vae.to(device).requires_grad_(False).eval()
 
     def embed(self, prompts: Sequence[str]) -> "Prompts":
