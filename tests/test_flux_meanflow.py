@@ -255,8 +255,8 @@ def test_a_folder_that_is_there_is_not_written_over(plain: Path, tmp_path: Path)
 def recipe(source: Path, **changes: Any) -> DistillationRecipe:
     usual: dict[str, Any] = {
         "source": str(source), "resolution": SIDE, "max_tokens": TOKENS, "dtype": "fp32", "precision": "float32", "device": "cpu",
-        "samples": 8, "teacher_steps": 6, "batch": 4, "portion": 4, "rank": 4, "alpha": 8, "warmup": 2, "report_every": 1,
-        "evaluation_images": 4, "evaluation_steps": (1, 2), "checkpoint_every": 2, "learning_rate": 1e-2, "steps": 4,
+        "packaged": "none", "samples": 8, "teacher_steps": 6, "batch": 4, "portion": 4, "rank": 4, "alpha": 8, "warmup": 2,
+        "report_every": 1, "evaluation_images": 4, "evaluation_steps": (1, 2), "checkpoint_every": 2, "learning_rate": 1e-2, "steps": 4,
     }  # fmt: skip
     return DistillationRecipe(**usual | changes)
 

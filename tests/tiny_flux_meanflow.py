@@ -46,6 +46,6 @@ FLUX_MEANFLOW = Family(
     make=tiny_flux_meanflow,
     drawn=_drawn,
     settings={"guidance": GUIDANCE},
-    changes={"rollout.grid": "uniform", "sampler.name": "asfmc"},
+    changes={"rollout.grid": "uniform", "sampler.name": "asfmc", "task.packaged": "none"},
     learning={"rewards": [{"reward": {"name": "jpeg_size", "wanted": "small"}, "weight": 1.0}]},
 )

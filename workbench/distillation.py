@@ -72,7 +72,10 @@ class DistillationRecipe(Settings):
     )
 
     pictures: str = Field("", description="folder of pictures, each with a .txt beside it, or a JSONL of `file_name` and `text`")
-    prompts: str = Field("", description="file of prompts that the teacher draws; those of the pictures, or examples, without")
+    prompts: str = Field("", description="file of prompts that the teacher draws; those of the pictures, or `packaged`, without")
+    packaged: Literal["none", "general", "text"] = Field(
+        "general", description="list of prompts that comes with the workbench, where no others are given; none: a dozen examples"
+    )
     samples: int = Field(512, ge=0, description="pictures that the teacher draws ahead, as data; 0 takes only `pictures`")
     teacher_steps: int = Field(28, ge=1, le=200, description="Euler steps of a picture that the teacher draws")
 
@@ -122,7 +125,7 @@ class DistillationRecipe(Settings):
     def task(self) -> PromptsTask:
         """The prompts that the teacher draws and that an evaluation is of."""
         if self.prompts or not self.pictures:
-            return PromptsTask(file=self.prompts)
+            return PromptsTask(file=self.prompts, packaged=self.packaged)
         return PromptsTask(lines=tuple(each.caption for each in captioned(self.pictures)))
 
     def model(self, folder: Path) -> FluxMeanFlowModel:

@@ -2,18 +2,21 @@
 
 `flux` is Flow-GRPO-Fast on the velocity field (arXiv:2505.05470, arXiv:2507.21802). `flux_meanflow_*` are the protocol of
 Flow-Map GRPO for two-time maps (arXiv:2607.00535): its local kernel with d = 0.03 and lambda = 0.7, four stochastic steps on a
-grid from 1 to 0.05 and a last one to 0, 512 pixels, guidance 3.5, LoRA of rank 64, clip 1e-4; the weights of the KL are
-Flow-GRPO's. The local kernel asks the network twice a step: `sampler.name = asfmc` asks once, and its marginals are exact at any
-number of steps. They want a two-time map in `model.source`; `python -m workbench pretrain flux_meanflow` makes one.
+grid from 1 to 0.05 and a last one to 0, 512 pixels, guidance 3.5, groups of 24, LoRA of rank 64, clip 1e-4; the weights of the KL
+are Flow-GRPO's numbers. The local kernel asks the network twice a step: `sampler.name = asfmc` asks once, and its marginals are
+exact at any number of steps. They want a two-time map in `model.source`; `python -m workbench pretrain flux_meanflow` makes one.
 """
 
+from workbench.contracts import Task
 from workbench.models import MODELS
 from workbench.objectives.grpo import GRPOObjective
+from workbench.rewards import REWARDS
 from workbench.samplers.asfmc_local import LocalAnchoredSampler
 from workbench.samplers.flow_sde import FlowSDESampler
 from workbench.settings import (
     AdapterConfig,
     ComputeConfig,
+    EvalReward,
     EvaluationConfig,
     GRPOConfig,
     OptimizerConfig,
@@ -23,16 +26,26 @@ from workbench.settings import (
     rewards,
 )
 from workbench.tasks import TASKS
+from workbench.tasks.geneval import GenEvalTask
+from workbench.tasks.prompts import PromptsTask
+
+_GOALS: dict[str, tuple[str, Task, str, float]] = {  # what it is about, task, judge, weight of the KL
+    "pickscore": ("people's taste", PromptsTask(packaged="general"), "clip_score", 0.01),
+    "ocr": ("spelling", PromptsTask(packaged="text"), "pickscore", 0.04),
+    "geneval": ("objects, counts, colours and places", GenEvalTask(mix="flow_grpo"), "pickscore", 0.04),
+}
 
 
-def _meanflow(title: str, task: str, reward: str, kl_weight: float) -> RunConfig:
+def _meanflow(reward: str) -> RunConfig:
+    about, task, judge, kl_weight = _GOALS[reward]
     return RunConfig(
-        title=title,
+        title=f"Align a two-time FLUX with Flow-Map GRPO: {about}",
         iterations=300,
-        task=TASKS[task](),
+        task=task,
         model=MODELS["flux_meanflow"](),
         sampler=LocalAnchoredSampler(noise=0.7, distance=0.03),
         rewards=rewards(**{reward: 1.0}),
+        eval_rewards=(EvalReward(reward=REWARDS[judge]()),),
         objective=GRPOObjective(clip_range=1e-4, kl_weight=kl_weight),
         rollout=RolloutConfig(mode="all", steps=5, grid="linspace", shift=1.0),
         grpo=GRPOConfig(groups=8, group_size=24, advantage_clip=5.0),
@@ -61,5 +74,5 @@ FLUX: dict[str, RunConfig] = {
         record=RecordConfig(groups_shown=4),
         compute=ComputeConfig(precision="bf16", sample_batch=8, train_batch=4),
     ),
-    "flux_meanflow_pickscore": _meanflow("Align a two-time FLUX with people's taste", "prompts", "jpeg_size", 0.01),
+    **{f"flux_meanflow_{reward}": _meanflow(reward) for reward in _GOALS},
 }
