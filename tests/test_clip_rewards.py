@@ -346,7 +346,7 @@ class Dangerous:
     [
         (b"not an archive", "cannot be read as plain weights"),
         (b"", "cannot be read as plain weights"),
-        (pickle.dumps({"state_dict": Dangerous()}), "cannot be read as plain weights"),
+        (pickle.dumps({"state_dict": Dangerous()}, protocol=2), "cannot be read as plain weights"),
         ([1, 2], "holds a list and no weights by name"),
         ({"epoch": 3}, "holds no weights"),
     ],
@@ -502,7 +502,8 @@ class Model(torch.nn.Module):
         assert image.shape[1:] == (3, 224, 224)
         return image.mean((1, 2, 3))[:, None] + ids * mask
 
-def load(name, device):
+def load(name, device, med_config):
+    assert med_config in (None, "med_config.json")
     if name != "ImageReward-v1.0":
         raise RuntimeError(f"{name} is not known")
     return Model()
@@ -516,7 +517,8 @@ def test_image_reward_shows_its_package_pictures_and_words(tmp_path: Path, monke
     images = pictures(5, 40, 40)
     seen = CLIPImageProcessorPil()(images=as_pil(images), return_tensors="pt").pixel_values
     wanted = seen.mean((1, 2, 3)) + torch.tensor([len(prompt) for prompt in PROMPTS])
-    assert torch.allclose(ImageReward(batch=2).load(CPU)(images, PROMPTS), wanted, atol=1e-2)
+    for reward in (ImageReward(batch=2), ImageReward(med_config="med_config.json")):
+        assert torch.allclose(reward.load(CPU)(images, PROMPTS), wanted, atol=1e-2)
     with pytest.raises(ValueError, match=r"image_reward\.source = 'other' cannot be loaded: other is not known"):
         ImageReward(source="other").load(CPU)
     monkeypatch.delitem(sys.modules, "ImageReward")

@@ -28,6 +28,7 @@ from workbench.models.tiny.flux import tiny_flux
 from workbench.rewards.clip import load_clip
 from workbench.rewards.detectors import Detector, load_detector
 from workbench.rewards.geneval import Colours, GenEval, cut_out
+from workbench.rewards.views import read_view
 from workbench.tasks.geneval import GenEvalTask
 from workbench.tasks.geneval_prompts import (
     CLASSES,
@@ -511,6 +512,15 @@ def test_an_object_is_cut_out_of_what_is_around_it() -> None:
     assert torch.allclose(cut[0], wanted)
     assert torch.equal(cut_out(image, Found(A, 1.0, (-5.0, 40.0, 99.0, 60.0)))[0], image[:, 40:])
     assert cut_out(image, Found(A, 1.0, (80.0, 70.0, 90.0, 75.0))).shape == (1, 3, 1, 1)  # outside: the nearest pixel
+
+
+def test_of_a_thin_object_the_middle_is_what_clip_sees(folders: dict[str, Path]) -> None:
+    image, view = pictures(1, 48, 256)[0], read_view(folders["clip"])
+    for box in ((3.0, 20.0, 251.0, 22.0), (10.0, 0.0, 12.0, 48.0)):
+        left, top, right, bottom = map(int, box)
+        cut = cut_out(image, Found(A, 1.0, box))
+        assert sorted(cut.shape[2:]) == [2, 16]
+        assert torch.equal(view(cut), view(image[None, :, top:bottom, left:right]))
 
 
 def test_a_colour_is_the_nearest_of_ten_said_in_three_ways(folders: dict[str, Path]) -> None:

@@ -21,6 +21,7 @@ from workbench.tasks.geneval_rules import Found, Verdict, judge, sure
 _SAID = ("a photo of a {colour} {kind}", "a photo of a {colour}-colored {kind}", "a photo of a {colour} object")
 _GREY = 0.6  # 153 of 255
 _CROPS = 64  # that CLIP sees at a time
+_LONGEST = 8  # times its width that a crop is long, which is enlarged until its shorter edge is as CLIP wants it
 
 
 class GenEval(LearnedReward):
@@ -148,11 +149,15 @@ class Colours:
 
 
 def cut_out(image: Tensor, found: Found) -> Tensor:
-    """An object of a picture [3, H, W] as [1, 3, h, w]: what is around it grey where there is a mask, cut to its box."""
+    """An object of a picture [3, H, W] as [1, 3, h, w]: what is around it grey where there is a mask, cut to its box.
+
+    Of very long boxes only the middle is left, more than CLIP sees of them.
+    """
     height, width = image.shape[1:]
     if found.mask is not None:
         image = torch.where(found.mask, image, torch.full_like(image, _GREY))
     left, top, right, bottom = (round(edge) for edge in found.box)
     left, top = min(max(left, 0), width - 1), min(max(top, 0), height - 1)
     right, bottom = max(min(right, width), left + 1), max(min(bottom, height), top + 1)
-    return image[None, :, top:bottom, left:right]
+    trim = max(0, right - left - _LONGEST * (bottom - top)) // 2, max(0, bottom - top - _LONGEST * (right - left)) // 2
+    return image[None, :, top + trim[1] : bottom - trim[1], left + trim[0] : right - trim[0]]

@@ -25,6 +25,7 @@ class ImageReward(Reward):
     source: str = Field(
         "ImageReward-v1.0", description="name of the weights, which the package fetches at first use, or a file with them"
     )
+    med_config: str = Field("", description="file med_config.json of its text encoder; empty lets the package fetch it")
     batch: int = Field(32, ge=1, le=1024, description="pictures that the network sees at a time")
 
     def weight_files(self) -> tuple[Path, ...]:
@@ -44,7 +45,8 @@ class ImageReward(Reward):
                 f"the reward 'image_reward' needs {missing}, which is not installed: pip install image-reward", name=missing
             ) from error
         try:
-            model = package.load(self.source, device=str(device)).requires_grad_(False).eval()
+            model = package.load(self.source, device=str(device), med_config=self.med_config or None)
+            model = model.requires_grad_(False).eval()
         except (OSError, RuntimeError, ValueError) as error:
             first = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise ValueError(
