@@ -266,9 +266,10 @@ def _schedulers() -> tuple[Any, Any]:
         def set_timesteps(
             self, num_inference_steps: Any = None, device: Any = None, sigmas: Any = None, mu: Any = None, timesteps: Any = None
         ) -> None:
-            self.num_inference_steps = len(self.asked)
-            self.sigmas = torch.tensor([*self.asked, 0.0], device=device)
-            self.timesteps = self.sigmas[:-1] * self.config.num_train_timesteps
+            times = torch.zeros(len(self.asked) + 1, device=device)
+            times[:-1] = self.asked[0] if self.asked else 0.0
+            self.num_inference_steps, self.sigmas = len(self.asked), times
+            self.timesteps = times[:-1] * self.config.num_train_timesteps
 
         def step(self, model_output: Tensor, *_: Any, **__: Any) -> None:
             raise _Answer(model_output)

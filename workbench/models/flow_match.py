@@ -8,6 +8,7 @@ import inspect
 import json
 import math
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +24,8 @@ from workbench.models.diffusers_folder import HEAD, cached_folder, fingerprint, 
 from workbench.models.driven import Driven, Said, TooLong, alike, joined, packed, unpacked
 from workbench.models.embedded import NetworkFlowMap
 from workbench.models.pipeline import DTYPES, Encoders, PipelineGenerator, PipelineModel, Prompts
-from workbench.prompt_cache import PromptCache
+from workbench.newest import newest
+from workbench.prompt_cache import KEPT, PromptCache
 
 EULER = "FlowMatchEulerDiscreteScheduler"
 PROBES = ("a", "a cat")
@@ -177,6 +179,9 @@ class FlowMatchModel(PipelineModel):
     def read(self, pipeline: Any, prompts: Sequence[str], device: torch.device) -> Mapping[str, Tensor]:
         raise ValueError(_unknown(self.source))
 
+    def prompt_shapes(self, config: Any) -> dict[str, tuple[int, ...]]:
+        raise ValueError(_unknown(self.source))
+
 
 class FlowMatchGenerator(PipelineGenerator):
     """A pipeline that is driven; its latents are in the shape and the numbers in which it keeps them itself."""
@@ -222,6 +227,7 @@ class _Readers(Encoders):
         guided = f"away from {model.negative_prompt!r}" if model.guidance > 1 else ""
         key = f"{model.name} {fingerprint(folder, _readers(folder))} {model.dtype} {model.max_tokens} {guided}"
         self.cache = PromptCache(key, str(device))
+        self._said: OrderedDict[str, Said] = OrderedDict()
 
     @torch.no_grad()
     def prepare(self, prompts: Sequence[str]) -> None:
@@ -248,7 +254,10 @@ class _Readers(Encoders):
             torch.cuda.empty_cache()
 
     def said(self, prompt: str) -> Said:
-        return unpacked(self.cache.read(prompt))
+        """What was said of a prompt that has been read."""
+        if prompt not in self._said:
+            self._said[prompt] = unpacked(self.cache.read(prompt))
+        return newest(self._said, prompt, KEPT)
 
 
 class _Layout:
