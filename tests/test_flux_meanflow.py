@@ -20,6 +20,7 @@ from tiny_flux_meanflow import FLUX_MEANFLOW, pipeline
 from torch import Tensor, nn
 from toy_training import assert_same_state, told
 
+from workbench.__main__ import main
 from workbench.captioned import captioned, read_picture
 from workbench.distillation import Distillation, DistillationRecipe, distil, slope_along, write_distilled
 from workbench.events import CheckpointReady, Controls, Evaluated, Event, Finished, IterationDone
@@ -256,7 +257,8 @@ def recipe(source: Path, **changes: Any) -> DistillationRecipe:
     usual: dict[str, Any] = {
         "source": str(source), "resolution": SIDE, "max_tokens": TOKENS, "dtype": "fp32", "precision": "float32", "device": "cpu",
         "packaged": "none", "samples": 8, "teacher_steps": 6, "batch": 4, "portion": 4, "rank": 4, "alpha": 8, "warmup": 2,
-        "report_every": 1, "evaluation_images": 4, "evaluation_steps": (1, 2), "checkpoint_every": 2, "learning_rate": 1e-2, "steps": 4,
+        "report_every": 1, "evaluation_images": 4, "evaluation_steps": (1, 2), "checkpoint_every": 2, "learning_rate": 1e-2,
+        "steps": 4,
     }  # fmt: skip
     return DistillationRecipe(**usual | changes)
 
@@ -315,6 +317,30 @@ def test_a_short_distillation_lowers_its_loss_and_brings_few_steps_nearer_to_the
         assert after[steps]["distance_to_teacher"].value < 0.95 * before[steps]["distance_to_teacher"].value
 
 
+def test_a_base_in_half_precision_is_distilled_and_begins_as_its_velocity(plain: Path) -> None:
+    wanted = recipe(plain, dtype="bf16", precision="bfloat16", steps=1)
+    work = Distillation(wanted, wanted.beginning(), CPU)
+    assert {p.dtype for p in work.student.parameters.values()} == {torch.float32}
+    events = told(distil(wanted))
+    assert isinstance(events[-1], Finished)
+    x, flux = noise((4, 8, 8)), FLUX.model(plain, dtype="bf16").load(CPU)
+    velocity = flux.bind(flux.embed(PROMPTS))
+    with torch.no_grad(), work.student.teacher() as teacher:
+        ours = teacher.bind(teacher.embed(PROMPTS)).velocity(x, 0.6)
+        with torch.autocast("cpu", torch.bfloat16):
+            theirs = velocity.velocity(x, 0.6)
+    assert (ours - theirs).abs().max() <= 0.01 * theirs.abs().max()  # of numbers with 8 bits
+
+
+def test_what_has_no_forward_derivative_says_what_to_use_instead(plain: Path, monkeypatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise NotImplementedError("Trying to use forward AD with some_kernel\nPlease file an issue")
+
+    monkeypatch.setattr(torch.func, "jvp", refuse)
+    with pytest.raises(ValueError, match=r"'jvp' cannot be taken here \(.*some_kernel\); use derivative = 'difference'"):
+        list(distil(recipe(plain, same_time=0.0)))
+
+
 def test_a_distillation_that_goes_on_is_the_one_that_never_stopped(plain: Path) -> None:
     wanted = recipe(plain)
     events = told(distil(wanted))
@@ -370,6 +396,21 @@ def test_undistilled_maps_are_written_as_they_are_made(plain: Path, tmp_path: Pa
     x = noise((4, 8, 8))
     with torch.no_grad():
         assert torch.equal(bound(out)(x, 0.9, 0.2), bound(make_two_time(plain, tmp_path / "again"))(x, 0.9, 0.2))
+
+
+def test_the_command_writes_a_folder_and_never_over_one(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = recipe(plain, steps=1).model_dump(mode="json") | {"seed": 1}
+    standard = DistillationRecipe().model_dump(mode="json")
+    told = {name: value for name, value in values.items() if name != "name" and value != standard[name]}
+    changes = [word for name, value in told.items() for word in ("--set", f"{name}={value}")]
+    ask = ["pretrain", "flux_meanflow", *changes, "--out", str(tmp_path / "made"), "--runs", str(tmp_path / "runs"), "--json"]
+    assert main(ask) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["weights"] == str(tmp_path / "made")
+    assert (tmp_path / "made.log").read_text().count("distance to teacher") == 4
+    assert bound(tmp_path / "made").kind == "two_time"
+    assert main(ask) == 2
+    assert "made is a folder that is there already; name a place where nothing is" in capsys.readouterr().err
 
 
 # Pictures

@@ -425,11 +425,20 @@ def slope_along(
         by: "jvp", forward differentiation, for which attention is worked out plainly since its fused forms have none; or
             "difference", of two passes.
         reach: half the step in time of the difference; it stays within s and 1.
+    Raises: ValueError: if something in the network has no forward derivative on this device.
     """
     if by == "jvp":
-        with sdpa_kernel(SDPBackend.MATH):
-            along = lambda x, t: flow_map.average_velocity(x, t, s)  # noqa: E731
-            return torch.func.jvp(along, (x, t), (velocity, torch.ones_like(t)))[1]
+
+        def along(x: Tensor, t: Tensor) -> Tensor:
+            return flow_map.average_velocity(x, t, s)
+
+        try:
+            with sdpa_kernel(SDPBackend.MATH):
+                slope: Tensor = torch.func.jvp(along, (x, t), (velocity, torch.ones_like(t)))[1]
+                return slope
+        except NotImplementedError as error:
+            first = str(error).splitlines()[0]
+            raise ValueError(f"derivative = 'jvp' cannot be taken here ({first}); use derivative = 'difference'") from error
     ahead, behind = (t + reach).clamp(max=1.0), torch.maximum(t - reach, s)
     after, before = (
         flow_map.average_velocity(x + _column(time - t) * velocity, time, s) for time in (ahead, behind)

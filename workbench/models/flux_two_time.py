@@ -64,8 +64,9 @@ class TwoTimeEmbedding(nn.Module):
         *guidance, pooled = rest
         first, second = times.unbind(-1)
         told = self.timestep_embedder(self.time_proj(first).to(pooled.dtype))
-        read = self.second_proj(second).to(self.delta_embedder.linear_1.weight.dtype)
-        beside = self.delta_embedder(read).to(pooled.dtype)
+        with torch.autocast(pooled.device.type, enabled=False):  # so that it says nothing of an interval of 0, not nearly so
+            read = self.second_proj(second).to(self.delta_embedder.linear_1.weight.dtype)
+            beside = self.delta_embedder(read).to(pooled.dtype)
         told = told + beside if self.gate is None else (1 - self.gate) * told + self.gate * beside
         if self.guidance_embedder is not None and guidance:
             told = told + self.guidance_embedder(self.guidance_proj(guidance[0]).to(pooled.dtype))
