@@ -75,7 +75,7 @@ LAYERS = (
     {"settings", "rules"},
     {"presets"},
     {"config"},
-    {"planning", "evaluate", "scoring", "sampling", "axes", "pathlab", "retrace", "memory"},
+    {"planning", "evaluate", "scoring", "sampling", "axes", "pathlab", "retrace", "memory", "footprint"},
     {"ranks", "examiner", "learner", "update", "preflight", "train", "pretrain", "recipes", "preferences", "plane"}
     | {"distillation", "captioned", "two_time"},
     {

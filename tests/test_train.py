@@ -366,7 +366,7 @@ def test_preflight_compares_noisy_samples_with_deterministic_ones() -> None:
 
 
 def test_preflight_measures_memory() -> None:
-    check = memory_check(torch.device("cpu"))
+    check = memory_check(torch.device("cpu"), small())
     assert check.value is not None
     assert 0 < check.value < 1
     assert "GiB" in check.sentence

@@ -1,16 +1,115 @@
 """How much memory a run takes, part by part, before it is begun; and what to lower where there is too little."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
+
+import psutil
 import torch
+from torch import Tensor, nn
 
-from workbench.config import PORTIONS, RunConfig
+from workbench.config import PORTIONS, RunConfig, change
 from workbench.contracts import OutOfMemory
+from workbench.flow import seeded_noise
+from workbench.prompt_cache import KEPT
+
+if TYPE_CHECKING:
+    from workbench.footprint import Pass
+
+GIB = 2**30
+
+RESERVE = 0.08
+"""Share of a device that is best left to its libraries, and to what cannot be put together without gaps."""
 
 _WORDS = ("can't allocate memory", "not enough memory", "out of memory")
 """What torch's allocators say that have no error of their own."""
+
+_READ = 16  # prompts that the encoders read at a time
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A setting that takes less memory, and what the run would then take."""
+
+    setting: str
+    value: Any
+    total: int  # bytes
+    fits: bool
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a run takes on one device, in bytes.
+
+    Args:
+        parts: what is there all the time that it learns.
+        stages: the whole in each stage of an iteration, `parts` among it.
+        device: what the device has; 0 where that is not known.
+        advice: what to change where it does not fit; those first that cost least time.
+    """
+
+    parts: Mapping[str, int]
+    stages: Mapping[str, int]
+    device: int
+    advice: tuple[Advice, ...] = ()
+
+    @property
+    def total(self) -> int:
+        """The peak."""
+        return max(self.stages.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether the device has room for it, and for what its libraries take."""
+        return not self.device or self.total <= (1 - RESERVE) * self.device
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as plain numbers, with what follows from it."""
+        return asdict(self) | {"total": self.total, "fits": self.fits}
+
+
+def memory_plan(config: RunConfig, device: int = 0, *, accelerator: bool = True) -> MemoryPlan:
+    """The memory that a run will take, from its settings alone: nothing is loaded, fetched or allocated.
+
+    Passes are made with tensors that have a shape and no content, so kernels' own scratch memory is left out; attention is
+    counted as one that keeps no matrix of its weights.
+
+    Args:
+        device: bytes that it has; with 0 there is no advice.
+        accelerator: whether it is one, rather than the CPU: precision and the optimizer's step differ.
+    Raises: ValueError: if what the model is made of is not known, saying how to fetch it.
+    """
+    plan = _plan(config, device, accelerator)
+    if plan.fits:
+        return plan
+    advice, together = [], config
+    for key, value in remedies(config):
+        alone = _plan(change(config, {key: value}), device, accelerator)
+        together = change(together, {key: value})
+        if alone.total < plan.total:
+            advice.append(Advice(key, value, alone.total, alone.fits))
+    if advice and not any(each.fits for each in advice):
+        whole = _plan(together, device, accelerator)
+        advice.append(Advice("all of these", "", whole.total, whole.fits))
+    return MemoryPlan(plan.parts, plan.stages, device, tuple(advice))
+
+
+def advised(advice: Advice) -> str:
+    """A piece of advice in words."""
+    value = str(advice.value).lower() if isinstance(advice.value, bool) else advice.value
+    setting = f"{advice.setting}={value}" if value != "" else advice.setting
+    return f"{setting} ({advice.total / GIB:.1f} GiB{', fits' if advice.fits else ''})"
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes that a device has."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return psutil.virtual_memory().total
 
 
 def remedies(config: RunConfig) -> list[tuple[str, Any]]:
@@ -19,17 +118,198 @@ def remedies(config: RunConfig) -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     if compute.sample_batch > 1:
         found.append(("compute.sample_batch", compute.sample_batch // 2))
+    if not getattr(model, "vae_slicing", True):
+        found.append(("model.vae_slicing", True))
     if compute.train_batch > 1:
         found.append(("compute.train_batch", compute.train_batch // 2))
     if not getattr(model, "gradient_checkpointing", True):
         found.append(("model.gradient_checkpointing", True))
-    if not getattr(model, "vae_slicing", True):
-        found.append(("model.vae_slicing", True))
     if config.adapter.kind == "full":
         found.append(("adapter.kind", "lora"))
     if getattr(model, "dtype", "bf16") == "fp32" and config.adapter.kind == "lora":
         found.append(("model.dtype", "bf16"))
     return found
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What a configuration's networks and passes take, in bytes."""
+
+    base: int
+    trained: int
+    adapters: int
+    autoencoder: int
+    encoders: int
+    prompt: int
+    latent: int
+    image: int
+    reading: int
+    noise: int
+    sampling: "Pass"
+    decoding: "Pass"
+    update: "Pass"
+
+
+def _plan(config: RunConfig, device: int, accelerator: bool) -> MemoryPlan:
+    sizes = _sizes(_relevant(config), accelerator)
+    compute, grpo = config.compute, config.grpo
+    behaviour = config.objective.behaviour_decay(0) is not None
+    parts = {
+        "base weights": sizes.base,
+        "adapters": sizes.adapters,
+        "reference": sizes.base if config.adapter.kind == "full" else 0,
+        "averaged weights": sizes.trained * (1 + behaviour),
+        "optimizer": 2 * sizes.trained,
+        "autoencoder": sizes.autoencoder,
+        "rewards": _on_disk([entry.reward for entry in config.rewards] + [entry.reward for entry in config.eval_rewards]),
+        "prompts": sizes.prompt * min(KEPT, _prompts(config)),
+    }
+    samples = _samples(config)
+    steps = {"branch": 1, "tree": 2, "window": config.rollout.window, "all": config.rollout.steps - 1}[config.rollout.mode]
+    latents = sizes.latent * samples * (2 + 2 * steps)  # what was drawn: states, children and ends
+    images = sizes.image * samples
+    several = _states(config) * steps > compute.train_batch or grpo.epochs > 1
+    learnt = sum(parts.values()) + latents + images
+    copies = sizes.trained * (1 + 3 * (grpo.epochs > 1))  # of the parameters before the update, and to undo it
+    stages = {
+        "reading prompts": sum(parts.values()) - parts["optimizer"] - parts["prompts"] + sizes.encoders + sizes.reading,
+        "sampling": sum(parts.values()) + sizes.latent * samples * 2 + max(sizes.sampling.peak, sizes.noise * samples),
+        "decoding": learnt + images + sizes.decoding.peak,
+        "update": learnt + copies + sizes.update.peak + (sizes.trained if several else 0),
+        "step": learnt + copies + sizes.trained * (2 if accelerator else 1),
+        "evaluation": sum(parts.values()) + sizes.trained + max(sizes.sampling.peak, sizes.decoding.peak),
+    }
+    return MemoryPlan(parts, stages, device)
+
+
+def _relevant(config: RunConfig) -> RunConfig:
+    """What a pass depends on, all else as usual, so that it is worked out once."""
+    named = ("model", "adapter", "sampler", "rollout", "task", "grpo", "compute")
+    return RunConfig.model_construct(**{name: getattr(config, name) for name in named})
+
+
+@lru_cache(maxsize=64)
+def _sizes(config: RunConfig, accelerator: bool) -> _Sizes:
+    from workbench.footprint import materialised, measured, size, unrolled, without_content
+
+    model, adapter, compute = config.model, config.adapter, config.compute
+    with torch.random.fork_rng(devices=[]):
+        generator, readers = _outlined(model)
+        network = generator.network.eval()
+        base = size(network.parameters())
+        if adapter.kind == "lora":
+            from workbench.models.lora import attach
+
+            network = generator.network = attach(network, model, adapter.rank, adapter.alpha, 0)
+        else:
+            network.requires_grad_(True)
+    others = [value for value in vars(generator).values() if isinstance(value, nn.Module) and value is not network]
+    trained = size(value for value in network.parameters() if value.requires_grad)
+    reading = _reading(readers, model) if readers else 0
+    with without_content(accelerator):
+        for module in (network, *others):
+            materialised(module)
+        generator.device = torch.device("cpu")
+        drawn, learnt = min(compute.sample_batch, _samples(config)), min(compute.train_batch, _states(config))
+        sampling = unrolled(network, lambda: _step(generator, config, drawn), backward=False)
+        update = unrolled(network, lambda: _step(generator, config, learnt), backward=True)
+        decoding = measured(lambda: generator.decode(torch.empty(drawn, *generator.latent_shape)), backward=False)
+        with torch.no_grad():
+            latent = torch.empty(1, *generator.latent_shape)
+            image = size(iter([generator.decode(latent)]))
+            noise = measured(lambda: seeded_noise([0] * 8, generator.latent_shape), backward=False).peak // 8
+            prompt = _size_of(generator.embed(config.task.prompts("train")[:1]))
+    return _Sizes(
+        base=base,
+        trained=trained,
+        adapters=trained if adapter.kind == "lora" else 0,
+        autoencoder=sum(size(other.parameters()) for other in others),
+        encoders=sum(size(reader.parameters()) for reader in readers),
+        prompt=prompt,
+        latent=size(iter([latent])),
+        image=image,
+        reading=reading,
+        noise=noise,
+        sampling=sampling,
+        decoding=decoding,
+        update=update,
+    )
+
+
+def _outlined(model: Any) -> tuple[Any, list[nn.Module]]:
+    """A generator without weights where it is a pipeline, and the encoders of its prompts; else as it is loaded, being small."""
+    from workbench.models.pipeline import PipelineModel
+
+    if not isinstance(model, PipelineModel):
+        return model.load(torch.device("cpu")), []
+    from workbench.models.outline import encoders, outline
+
+    return outline(model), encoders(model)
+
+
+def _step(generator: Any, config: RunConfig, rows: int) -> Tensor:
+    """One step of the sampler on so many rows, as in a rollout and in an update."""
+    precision, (t, s) = config.compute.precision, config.times[:2]
+    with nullcontext() if precision == "no" else torch.autocast("cpu", _DTYPES[precision]):
+        known = config.task.prompts("train")
+        flow_map = generator.bind(generator.embed([known[row % len(known)] for row in range(rows)]))
+        return config.sampler.step(flow_map, torch.empty(rows, *generator.latent_shape), t, s).mean
+
+
+def _reading(readers: list[nn.Module], model: Any) -> int:
+    """Bytes that the hungriest of the encoders takes while it reads some prompts."""
+    from workbench.footprint import materialised, unrolled, without_content
+
+    peaks = []
+    for reader in readers:
+        tokens = min(model.max_tokens, getattr(reader.config, "max_position_embeddings", model.max_tokens))
+        with without_content(False):
+            materialised(reader.requires_grad_(False))
+            ids = torch.zeros(_READ, tokens, dtype=torch.int64)
+            peaks.append(unrolled(reader, partial(_said, reader, ids), backward=False).peak)
+    return max(peaks)
+
+
+def _said(reader: nn.Module, ids: Tensor) -> Tensor:
+    return reader(input_ids=ids)[0]
+
+
+def _size_of(embeddings: Any) -> int:
+    """Bytes of what is kept of prompts."""
+    from workbench.footprint import size
+
+    tensors = embeddings.tensors().values() if hasattr(embeddings, "tensors") else [embeddings]
+    return size(iter(tensors))
+
+
+def _on_disk(rewards: Sequence[Any]) -> int:
+    """Bytes of the rewards' networks, as far as their files are here."""
+    weights = (".safetensors", ".bin", ".pt", ".pth")
+    files = {path for reward in rewards for path in reward.weight_files()}
+    return sum(path.stat().st_size for path in files if path.suffix in weights and path.is_file())
+
+
+def _prompts(config: RunConfig) -> int:
+    """How many prompts a run will have read."""
+    return len(config.prompts or config.task.prompts("train")) + len(config.task.prompts("held_out"))
+
+
+def _samples(config: RunConfig) -> int:
+    """Samples that one process draws in an iteration."""
+    turns = len(_chosen(config)) if config.rollout.mode == "branch" else 1
+    return config.grpo.groups // config.compute.processes * config.grpo.group_size * turns
+
+
+def _states(config: RunConfig) -> int:
+    """States of one stochastic step, each of which is a row of an update."""
+    branches = config.rollout.mode == "branch"
+    return config.grpo.groups // config.compute.processes * (1 if branches else config.grpo.group_size)
+
+
+def _chosen(config: RunConfig) -> tuple[int, ...]:
+    """The steps at which an iteration branches."""
+    rollout = config.rollout
+    return {"drawn": (0,), "every": config.training_steps, "chosen": rollout.chosen_steps}[rollout.branch_at]
 
 
 def out_of_memory(error: BaseException) -> bool:

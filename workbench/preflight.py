@@ -3,6 +3,7 @@
 import math
 from collections.abc import Generator as Stream
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import psutil
@@ -11,10 +12,12 @@ from torch import Tensor
 
 from workbench.events import Check, Level, Progress
 from workbench.grpo import constant_groups
+from workbench.memory import GIB, RESERVE, advised, device_memory, memory_plan
 from workbench.planning import StepNoise, noise_of_steps
 from workbench.update import first_ratios
 
 if TYPE_CHECKING:
+    from workbench.config import RunConfig
     from workbench.learner import Learner
 
 
@@ -40,7 +43,7 @@ def preflight(learner: "Learner") -> Stream[Progress, None, tuple[Check, ...]]:
         spread_check(rewards, rollout.group_size),
         noise_check(rewards, deployed),
         *([scale_check(noise_of_steps(config))] if rollout.transitions else []),
-        memory_check(learner.device),
+        memory_check(learner.device, config),
     )
 
 
@@ -111,19 +114,22 @@ def scale_check(steps: Sequence[StepNoise]) -> Check:
     return Check("noise scale", "green", told, max(step.std for step in steps))
 
 
-def memory_check(device: torch.device) -> Check:
-    """Peak use so far, a whole rollout included, against what the device has."""
-    if device.type == "cuda":
-        used, whole, where = (
-            torch.cuda.max_memory_reserved(device),
-            torch.cuda.get_device_properties(device).total_memory,
-            "GPU memory",
-        )
-    else:
-        used, whole, where = psutil.Process().memory_info().rss, psutil.virtual_memory().total, "memory"
-    share = used / whole
-    told = f"{used / 2**30:.1f} of {whole / 2**30:.0f} GiB of {where} in use after a rollout."
-    if share < 0.6:
-        return Check("memory", "green", told, share)
-    remedy = "Lower compute.train_batch or compute.sample_batch if the update does not fit."
-    return Check("memory", "amber" if share < 0.85 else "red", f"{told} {remedy}", share)
+def memory_check(device: torch.device, config: "RunConfig") -> Check:
+    """What the run will take at most, as its settings say, against what the device has; beside what was in use so far."""
+    whole, where = device_memory(device), "GPU memory" if device.type == "cuda" else "memory"
+    used = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+    told = f"{used / GIB:.1f} of {whole / GIB:.0f} GiB of {where} in use after a rollout"
+    plan = None
+    if config.model.component:  # the others are small
+        with suppress(ValueError):  # of a pipeline that is only known once it is loaded
+            plan = memory_plan(config, whole, accelerator=device.type != "cpu")
+    peak = max(used, plan.total) if plan else used
+    share = peak / whole
+    if plan:
+        stage = max(plan.stages, key=lambda name: plan.stages[name])
+        told += f", and {plan.total / GIB:.1f} expected at most ({stage})"
+    level: Level = "green" if share < 0.6 else "amber" if share < 1 - RESERVE else "red"
+    if level == "green":
+        return Check("memory", level, f"{told}.", share)
+    lower = [advised(each) for each in plan.advice] if plan and plan.advice else ["compute.train_batch", "compute.sample_batch"]
+    return Check("memory", level, f"{told}. If it does not fit, lower: {', '.join(lower)}.", share)

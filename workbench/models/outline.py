@@ -46,7 +46,7 @@ def outline(model: PipelineModel) -> PipelineGenerator:
     parts, dtype = described(model), DTYPES[model.dtype]
     with quietly(), META:
         transformer = model.made(parts["transformer"]).to(dtype)
-        vae = _network(parts["vae"]).to(dtype)
+        vae: Any = _network(parts["vae"]).to(dtype)
     if model.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     if model.vae_slicing:
