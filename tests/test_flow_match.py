@@ -245,6 +245,11 @@ def test_a_prompt_that_every_tokenizer_cuts_is_refused(auraflow: Path) -> None:
     assert len(generator.embed(["a" * 15])) == 1
 
 
+def test_weights_are_not_divided_over_processes_that_may_ask_unequally_often(auraflow: Path) -> None:
+    with pytest.raises(ValueError, match=r"compute\.sharding = 'fsdp2': model 'flow_match' asks its network as often as its"):
+        AURAFLOW.run(auraflow, compute__sharding="fsdp2")
+
+
 def test_what_is_only_known_by_driving_is_not_said_beforehand(auraflow: Path) -> None:
     with pytest.raises(ValueError, match="is only known once it is loaded and driven"):
         model(auraflow).latent_shape(None, None)

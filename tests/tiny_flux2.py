@@ -41,9 +41,9 @@ def _drawn(folder: Path, prompts: list[str], latents: Tensor, steps: int, lora: 
 
 FLUX2_KLEIN = Family(
     name="flux2_klein",
-    preset="flux",
+    preset="precise_flux2_klein",
     make=tiny_flux2_klein,
     drawn=_drawn,
-    changes={"model.name": "flux2_klein"},
+    changes={"task.packaged": "none"},
     learning={"rewards": [{"reward": {"name": "jpeg_size", "wanted": "small"}, "weight": 1.0}]},
 )

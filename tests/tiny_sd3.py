@@ -48,11 +48,11 @@ def _drawn(folder: Path, prompts: list[str], latents: Tensor, steps: int, lora: 
 
 SD3 = Family(
     name="sd3",
-    preset="flux",
+    preset="flow_grpo_sd35_ocr",
     make=tiny_sd3,
     drawn=_drawn,
     settings={"guidance": GUIDANCE},
-    changes={"model.name": "sd3"},
+    changes={"task.packaged": "none"},
     learning={"rewards": [{"reward": {"name": "jpeg_size", "wanted": "small"}, "weight": 1.0}]},
     detached=1,
 )

@@ -95,6 +95,7 @@ class FlowMatchModel(PipelineModel):
     kind = "velocity"
     pipeline = ""  # whatever the folder holds
     encoders = ()
+    uneven = True
 
     @property
     def adapter_targets(self) -> tuple[str, ...]:  # type: ignore[override]
