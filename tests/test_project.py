@@ -100,6 +100,7 @@ LAYERS = (
         "merging",
         "making",
         "needs",
+        "lora_runs",
         "example",
         "masking",
         "provenance",

@@ -19,7 +19,8 @@ from workbench.__main__ import main
 from workbench.config import configure
 from workbench.evaluate import load_policy
 from workbench.events import CheckpointReady, IterationDone
-from workbench.export import write_weights
+from workbench.export import read_archive, write_archive, write_weights
+from workbench.lora_runs import take_lora
 from workbench.models.lora import DIFFUSERS, DIFFUSERS_NOTE, NOTE, PEFT, read_lora
 from workbench.models.policy import Policy
 from workbench.policies import Policies, choose
@@ -156,7 +157,7 @@ def test_the_reference_is_the_file_or_the_base(trained: tuple[Path, Policy], fol
         assert torch.equal(sampled(generator, x, TIMES), began)
     assert torch.equal(pictures(policy), moved)
     policy.load({name: value.detach().clone() for name, value in policy.parameters.items()}, 0.0)
-    assert torch.allclose(pictures(policy), began, atol=1e-5)
+    assert torch.allclose(pictures(policy), began if held else base, atol=1e-5)
 
 
 def test_a_run_begins_with_no_distance_to_the_file_and_goes_on_as_if_it_never_stopped(
@@ -284,3 +285,46 @@ def test_a_file_that_cannot_be_read_says_what_to_do(trained: tuple[Path, Policy]
 def test_all_weights_do_not_begin_from_adapters(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"adapter\.start = 'x' are adapters, and adapter\.kind = 'full' trains none"):
         FLUX.run(folder, adapter__kind="full", adapter__start="x")
+
+
+# A LoRA as a run
+
+
+@pytest.mark.parametrize("form", ["file", "peft"])
+def test_a_lora_is_taken_in_as_a_run_that_draws_it(
+    trained: tuple[Path, Policy], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    given, drawn = Path(shutil.copy(trained[0], tmp_path)), pictures(trained[1])
+    if form == "peft":
+        given = tmp_path / "adapter"
+        given.mkdir()
+        tensors = {f"base_model.model.{name.removeprefix('transformer.')}": v for name, v in load_file(trained[0]).items()}
+        save_file({name: v / 3 if "lora_B" in name else v for name, v in tensors.items()}, given / PEFT[1], {})
+        (given / PEFT[0]).write_text(json.dumps({"r": 4, "lora_alpha": 12}))
+    store = Store(tmp_path / "runs")
+    here = {"model.source": str(folder), "model.resolution": "16", "model.max_tokens": "64", "model.dtype": "fp32"}
+    options = [part for key, value in {**here, "compute.precision": "no"}.items() for part in ("--set", f"{key}={value}")]
+    asked = ["runs", "import", str(given), "--preset", "flux", *options, "--json", "--runs", str(store.location)]
+    assert main(asked) == 0
+    (run,) = json.loads(capsys.readouterr().out)["runs"]
+    found = store.run(run)
+    assert (found.status, found.iteration) == ("done", 3 if form == "file" else 1)
+    policies, chosen = Policies(store), Policies(store).choose(run)
+    x = noise(trained[1].generator.latent_shape)
+    for scale, wanted in ((1.0, drawn), (0.0, pictures(load_policy(FLUX.run(folder))))):
+        with policies.generator(chosen, scale) as generator:
+            assert torch.allclose(sampled(generator, x, TIMES), wanted, atol=1e-5)
+    given.rename(tmp_path / "elsewhere")  # the run has its own copy, and takes it along
+    other = Store(tmp_path / "other")
+    copy = read_archive(other, write_archive(store, run))
+    assert torch.allclose(pictures(choose(other, copy).load()), drawn, atol=1e-5)
+
+
+def test_a_lora_that_does_not_say_its_model_asks_for_it(trained: tuple[Path, Policy], store: Store, tmp_path: Path) -> None:
+    foreign = rewritten(trained[0], tmp_path / "foreign.safetensors", lambda all_: all_, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"foreign\.safetensors does not say which model it is for; choose one .* with --preset"):
+        take_lora(store, foreign)
+    with pytest.raises(ValueError, match="is no LoRA as diffusers or peft writes it"):
+        take_lora(store, rewritten(trained[0], tmp_path / "x.safetensors", lambda _: {"w": torch.zeros(1)}))
+    assert store.runs() == []
+    assert store.run(take_lora(store, trained[0])).title == "LoRA Moved"

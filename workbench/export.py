@@ -33,11 +33,16 @@ from workbench.whole_file import whole_file
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from workbench.contracts import Model
     from workbench.events import CheckpointReady
+    from workbench.models.lora import Lora
 
 LARGEST = 16 * 2**30
 """Most bytes that an archive may unpack to."""
 MOST_FILES = 100_000
+
+START = "start.safetensors"
+"""In the directory of a run that was made of a LoRA from elsewhere: its own copy of it."""
 
 LARGEST_HEAD = 16 * 2**20
 """Most bytes of what an archive says of its run."""
@@ -150,6 +155,8 @@ def read_archive(store: Store, path: Path, places: Mapping[str, str] | None = No
                     with archive.open(name) as source, (hidden / name).open("wb") as target:
                         shutil.copyfileobj(source, target)
             run = head.id if _is_free(store, head.id) else f"{head.id[:110]}-{secrets.token_hex(2)}"
+            if (hidden / START).is_file():
+                head = _placed(head, {"adapter.start": str(store.folder(run).absolute() / START)})
             checkpoints.readdress(hidden / "checkpoints", head.id, run)
             (hidden / "config.json").write_text(to_json(head.config, indent=2) + "\n")
             with archive.open("events.jsonl") as lines:
@@ -216,6 +223,17 @@ def write_lora(path: Path, tensors: "Mapping[str, Tensor]", config: RunConfig, m
     settings = {"r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "bias": "none", "target_modules": layers}
     note = json.dumps({f"{prefix}{name}": value for name, value in settings.items()}, sort_keys=True)
     return _write_safely(path, content, made, {DIFFUSERS_NOTE: note})
+
+
+def write_start(path: Path, lora: "Lora", model: "Model", made: Mapping[str, Any]) -> None:
+    """The adapters of a file, whatever its format, as diffusers writes them; says what the file said of itself."""
+    prefix = f"{model.component}." if model.component else ""
+    content = {}
+    for layer, (first, second) in lora.factors.items():
+        content[f"{prefix}{layer}.lora_A.weight"] = first
+        content[f"{prefix}{layer}.lora_B.weight"] = (second.float() * lora.scale).to(second.dtype) if lora.scale != 1 else second
+    base = {"base": lora.base.name, "base_digest": lora.base.digest} if lora.base else {}
+    _write_safely(path, content, base | dict(made))
 
 
 def lora_for_diffusers(tensors: "Mapping[str, Tensor]", config: RunConfig) -> "dict[str, Tensor]":

@@ -20,26 +20,30 @@ def runs_of_the_record(
         Literal["list", "import", "delete", "restore", "trash", "empty-trash"], typer.Argument(help="what to do")
     ] = "list",
     targets: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN|FILE]...", help="runs to delete or restore, or archives to import")
+        list[str] | None,
+        typer.Argument(metavar="[RUN|FILE]...", help="runs to delete or restore, or archives and LoRAs to import"),
     ] = None,
     places: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=PLACE", help="of an import: where something lies here, as in model.source=DIR"),
+        typer.Option("--set", metavar="KEY=VALUE", help="of an import: where something lies here, as in model.source=DIR"),
     ] = None,
+    preset: Annotated[
+        str, typer.Option(metavar="NAME", help="of an imported LoRA: a run of its model, where the file does not say it")
+    ] = "",
     kind: Annotated[str | None, typer.Option(help="only runs of this kind, such as train or pretrain")] = None,
     limit: Annotated[int, typer.Option(min=1, help="most runs shown")] = 20,
     runs: Runs = "runs",
     store: StoreUrl = None,
     as_json: Json = False,
 ) -> None:
-    """List the runs of the record, whoever started them; import archives; delete runs, bring them back, empty the trash."""
+    """List the runs of the record, whoever started them; import archives and LoRAs; delete runs, bring them back."""
     takes = action in ("import", "delete", "restore")
     if takes and not targets:
         raise BadArguments(f"runs {action} needs {'a FILE' if action == 'import' else 'a RUN'}")
     if targets and not takes:
         raise BadArguments(f"runs {action} takes nothing more; got {' '.join(targets)}")
-    if places and action != "import":
-        raise BadArguments(f"--set says where things lie for an import; runs {action} has no use for it")
+    if (places or preset) and action != "import":
+        raise BadArguments(f"--set and --preset are for an import; runs {action} has no use for them")
     record = open_store(runs, store)
     if action in ("list", "trash"):
         found = record.trash() if action == "trash" else record.runs(kind)[:limit]
@@ -55,7 +59,11 @@ def runs_of_the_record(
             show(_table(found))
         return
     with bad_arguments():
-        done = record.purge() if action == "empty-trash" else [_do(record, action, target, places) for target in targets or ()]
+        done = (
+            record.purge()
+            if action == "empty-trash"
+            else [_do(record, action, target, places, preset) for target in targets or ()]
+        )
         wanting = {run: _needs(record, run) for run in done} if action == "import" else {}
     if as_json:
         show_json({"action": action, "runs": done, **({"needs": wanting} if wanting else {})})
@@ -76,12 +84,16 @@ def _needs(record: "Store", run: str) -> list[str]:
     return needs(record, record.run(run))
 
 
-def _do(record: "Store", action: str, target: str, places: list[str] | None = None) -> str:
+def _do(record: "Store", action: str, target: str, places: list[str] | None, preset: str) -> str:
     """One action on one run or file; returns the run."""
     if action == "import":
         from workbench.export import read_archive
+        from workbench.lora_runs import is_lora, take_lora
 
-        return read_archive(record, Path(target), read_changes(places, "--set", "model.source=DIR"))
+        changes = read_changes(places, "--set", "model.source=DIR")
+        if is_lora(Path(target)):
+            return take_lora(record, Path(target), preset, changes)
+        return read_archive(record, Path(target), changes)
     if action == "restore":
         record.restore(target)
         return target

@@ -62,6 +62,14 @@ class Lora:
     def rank(self) -> int:
         return len(next(iter(self.factors.values()))[0])
 
+    def parameters(self, scale: float) -> dict[str, Tensor]:
+        """As a policy names them whose own scale, alpha / rank, is this; float32."""
+        share, found = self.scale / scale, {}
+        for layer, (first, second) in self.factors.items():
+            found[f"base_model.model.{layer}.lora_A.default.weight"] = first.float()
+            found[f"base_model.model.{layer}.lora_B.default.weight"] = second.float() * share
+        return found
+
 
 def base_of(model: Model) -> Base:
     """The weights that a model's adapters are trained on."""
@@ -118,6 +126,11 @@ def read_lora(path: str, component: str) -> Lora:
     return Lora(file, {layer: (both["A"], both["B"]) for layer, both in factors.items()}, scale, known)
 
 
+def made_with(path: str) -> dict[str, Any]:
+    """What a file of this program says of where it comes from; nothing of others. Raises: ValueError: if it is not readable."""
+    return _mapping(_content(lora_file(path))[1].get(NOTE))
+
+
 def attach(network: nn.Module, model: Model, rank: int, alpha: float, seed: int, lora: Lora | None = None) -> nn.Module:
     """The network with adapters: fresh ones on the model's layers, which change nothing, or those of a file on its layers.
 
@@ -133,11 +146,10 @@ def attach(network: nn.Module, model: Model, rank: int, alpha: float, seed: int,
         torch.manual_seed(seed)
         adapted = get_peft_model(network, LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets))
     if lora is not None:
-        own, share = dict(adapted.named_parameters()), lora.scale * rank / alpha
+        own = dict(adapted.named_parameters())
         with torch.no_grad():
-            for layer, (first, second) in lora.factors.items():
-                own[f"base_model.model.{layer}.lora_A.default.weight"].copy_(first)
-                own[f"base_model.model.{layer}.lora_B.default.weight"].copy_(second.float() * share)
+            for name, value in lora.parameters(alpha / rank).items():
+                own[name].copy_(value)
     return adapted
 
 

@@ -109,7 +109,7 @@ class Policy:
         """Set the trained parameters.
 
         Args:
-            scale: of their difference to what they were before training: 0 is that, 1 what `tensors` say.
+            scale: of their difference to the reference: 0 is the reference, 1 what `tensors` say.
         Raises: ValueError: if the tensors are not this policy's, naming the first that differs.
         """
         for name in sorted(self.parameters.keys() ^ tensors.keys()):
@@ -126,7 +126,8 @@ class Policy:
             parameter.copy_(tensors[name])
         if scale == 1.0:
             return
-        before = self.start if self.frozen is None else dict(self.frozen.named_parameters())
+        begun = {} if self._held_to_base else self.start
+        before = begun if self.frozen is None else dict(self.frozen.named_parameters())
         for name, parameter in self.parameters.items():
             if name in before:
                 parameter.copy_(torch.lerp(before[name].float(), parameter.float(), scale))

@@ -19,6 +19,7 @@ from workbench.experiments.differences import difference
 from workbench.experiments.reproduce import TAG, reproduce
 from workbench.figures.overlay import Curve, overlay
 from workbench.health import held_out_reward, rollout_steps
+from workbench.lora_runs import is_lora, take_lora
 from workbench.merging import write_merged
 from workbench.model_card import write_card
 from workbench.models import MODELS
@@ -177,12 +178,12 @@ def apart(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def take_in(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
-    """Take in a run from an archive that was uploaded, and say what it needs here; the upload itself is removed."""
+    """Take in a run from an archive or a LoRA that was uploaded, and say what it needs here; the upload itself is removed."""
     uploads, path = Path(gr.utils.get_upload_folder()).resolve(), Path(asked["path"]).resolve()
     if not path.is_relative_to(uploads):
         raise ValueError("only a file that was uploaded here can be taken in; choose it again")
     try:
-        run = export.read_archive(studio.store, path)
+        run = take_lora(studio.store, path) if is_lora(path) else export.read_archive(studio.store, path)
         return {"run": run, "needs": needs(studio.store, studio.store.run(run))}
     finally:
         path.unlink(missing_ok=True)
