@@ -31,6 +31,8 @@ from workbench.models.tiny import TOKENS, saved
 from workbench.models.tiny.flux import random_flux, tiny_flux
 from workbench.models.tiny.flux_meanflow import smooth_in_time, tiny_flux_meanflow
 from workbench.pretrain import configure_recipe, recorded_recipe
+from workbench.provenance import read_provenance
+from workbench.store import Store
 from workbench.train import train
 from workbench.two_time import make_two_time
 
@@ -409,6 +411,9 @@ def test_the_command_writes_a_folder_and_never_over_one(plain: Path, tmp_path: P
     assert summary["weights"] == str(tmp_path / "made")
     assert (tmp_path / "made.log").read_text().count("distance to teacher") == 4
     assert bound(tmp_path / "made").kind == "two_time"
+    (origin,) = read_provenance(Store(tmp_path / "runs"), summary["run"])
+    assert {weights.owner for weights in origin.weights} == {"source"}
+    assert len(origin.weights) == 4  # transformer, autoencoder and both readers of prompts
     assert main(ask) == 2
     assert "made is a folder that is there already; name a place where nothing is" in capsys.readouterr().err
 

@@ -32,6 +32,7 @@ from workbench.events import (
 )
 from workbench.flow import Gaussian, seed_stream, seeded_noise, time_grid
 from workbench.models.diffusers_folder import fingerprint, pipeline_folder
+from workbench.models.flux import FluxModel
 from workbench.models.flux_meanflow import FluxMeanFlowMap, FluxMeanFlowModel, is_two_time
 from workbench.models.student import Student
 from workbench.optim import AveragedWeights, load_optimizer_tensors, optimizer_tensors, set_learning_rate
@@ -128,6 +129,11 @@ class DistillationRecipe(Settings):
             return PromptsTask(file=self.prompts, packaged=self.packaged)
         return PromptsTask(lines=tuple(each.caption for each in captioned(self.pictures)))
 
+    @property
+    def teacher(self) -> FluxModel:
+        """The checkpoint that is distilled."""
+        return FluxModel(source=self.source, offline=self.offline)
+
     def model(self, folder: Path) -> FluxMeanFlowModel:
         """The map in a folder, set as this recipe wants it."""
         return FluxMeanFlowModel(
@@ -157,7 +163,7 @@ class DistillationRecipe(Settings):
 
         Raises: ValueError: if the source is missing, gated, damaged, or no FLUX.
         """
-        usual = FluxMeanFlowModel()
+        usual = self.teacher
         folder = pipeline_folder(self.source, usual.pipeline, usual.parts, offline=self.offline)
         if is_two_time(folder):
             if self.weights:

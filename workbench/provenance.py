@@ -383,10 +383,13 @@ def _parts(kind: str, config: Mapping[str, Any], notes: list[str]) -> "tuple[Any
             loaded: list[Any] = [*((each.name, each) for each in extensions), ("adapter.start", settings.adapter)]
             return settings.task, loaded
         if kind == "pretrain":
+            from workbench.distillation import DistillationRecipe
             from workbench.models.embedded import shipped_weights
             from workbench.pretrain import recorded_recipe
 
             recipe = recorded_recipe(config)
+            if isinstance(recipe, DistillationRecipe):
+                return recipe.task, [("source", recipe.teacher)]
             begins = getattr(recipe, "begins_as", "")
             domain = getattr(recipe, "domain", None)
             return domain and domain.task, [(begins, shipped_weights(begins))] if begins else []
