@@ -102,7 +102,12 @@ class Learner:
         Raises: ValueError: if one cannot be understood, before anything is drawn.
         """
         settings = self.config.evaluation
-        drawn = [prompt for iteration in range(self.iteration, self.config.iterations) for prompt in self._drawn(iteration)]
+        drawn: dict[str, None] = {}
+        available = len(set(self.config.prompts or self.config.task.prompts("train")))
+        for iteration in range(self.iteration, self.config.iterations):
+            drawn.update(dict.fromkeys(self._drawn(iteration)))
+            if len(drawn) == available:
+                break
         shown = held_out(self.config.task, max(settings.images, settings.final_images), settings.group_size, settings.seed)
         prompts = list(dict.fromkeys([*drawn, *shown.prompts]))
         for reward in [each.reward for each in self.config.rewards] + [each.reward for each in self.config.eval_rewards]:
