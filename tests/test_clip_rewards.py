@@ -20,8 +20,10 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
 from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
 
+from workbench.benchmarks.scorers import bench_scorers
+from workbench.models.diffusers_folder import quietly
 from workbench.prompt_cache import cache_folder
-from workbench.rewards import REWARDS
+from workbench.rewards import REWARDS, sizes
 from workbench.rewards.aesthetic import Aesthetic
 from workbench.rewards.clip import load_clip
 from workbench.rewards.clip_score import CLIPScore
@@ -522,3 +524,25 @@ def test_image_reward_shows_its_package_pictures_and_words(tmp_path: Path, monke
     with pytest.raises(ValueError, match=r"image_reward\.source = 'other' cannot be loaded: other is not known"):
         ImageReward(source="other").load(CPU)
     monkeypatch.delitem(sys.modules, "ImageReward")
+
+
+# --- what they cost
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    zip(sizes.NETWORKS, (427.6, 986.1, 68.7, 232.3), strict=True),  # the first two as published
+)
+def test_networks_of_the_published_sizes_are_as_large_as_those(name: str, millions: float) -> None:
+    with quietly(), torch.device("meta"):
+        model, _ = sizes.NETWORKS[name]()
+    assert sum(weights.numel() for weights in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+def test_the_benchmark_of_scorers_tells_what_each_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sizes.NETWORKS, "tiny", lambda: sizes.clip_of((16, 1, 2), (16, 1, 2), 8))
+    told = bench_scorers(images=9, side=32, networks=("tiny",))
+    assert (told["images"], told["side"]) == (9, 32)
+    assert told["tiny"]["fp32"]["milliseconds_per_image"] > 0
+    assert told["tiny"]["bf16"]["milliseconds_per_image"] > 0
+    assert told["tiny"]["parameters"] > 800_000  # most of them words

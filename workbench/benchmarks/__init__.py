@@ -16,6 +16,7 @@ BENCHMARKS: dict[str, str] = {
     "samplers": "workbench.benchmarks.samplers:bench_samplers",
     "rings": "workbench.benchmarks.rings:bench_rings",
     "anchor_noise": "workbench.benchmarks.anchor_noise:bench_anchor_noise",
+    "scorers": "workbench.benchmarks.scorers:bench_scorers",
     "judges": "workbench.benchmarks.judges:bench_judges",
     "credit": "workbench.benchmarks.credit:bench_credit",
     "methods": "workbench.benchmarks.methods:bench_methods",

@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch.nn import functional
 from workbench.models.diffusers_folder import loading
 from workbench.models.transformers_folder import transformers_folder
 from workbench.rewards.clip import check_is, read_tokenizer
-from workbench.rewards.views import read_view
+from workbench.rewards.views import View, read_view
 from workbench.tasks.geneval_prompts import CLASSES
 from workbench.tasks.geneval_rules import Found
 
@@ -50,19 +49,23 @@ def load_detector(name: str, source: str, device: torch.device, *, setting: str,
     kind = Mask2FormerForUniversalSegmentation if name == "mask2former" else GroundingDinoForObjectDetection
     with loading(folder):
         model = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True).to(device).requires_grad_(False).eval()
-    return Segmenter(model, folder) if name == "mask2former" else Grounder(model, folder)
+    view = read_view(folder)
+    return Segmenter(model, view, str(folder)) if name == "mask2former" else Grounder(model, view, read_tokenizer(folder))
 
 
 class Segmenter(Detector):
-    """Mask2Former for instances: each of its queries is a mask and a confidence for each class."""
+    """Mask2Former for instances: each of its queries is a mask and a confidence for each class.
 
-    def __init__(self, model: Any, folder: Path) -> None:
-        self.model, self.view = model, read_view(folder)
+    Raises: ValueError: if it does not know a class of GenEval, saying so of `origin`.
+    """
+
+    def __init__(self, model: Any, view: View, origin: str) -> None:
+        self.model, self.view = model, view
         labels = {int(number): str(label).lower() for number, label in model.config.id2label.items()}
         self.places = {_OTHER_NAMES.get(label, label): number for number, label in labels.items()}
         if unknown := [kind for kind in CLASSES if kind not in self.places]:
             raise ValueError(
-                f"{folder} does not know {len(unknown)} of GenEval's classes, such as {unknown[0]}; take one of COCO's instances"
+                f"{origin} does not know {len(unknown)} of GenEval's classes, such as {unknown[0]}; take one of COCO's instances"
             )
 
     def __call__(self, images: Tensor, kinds: Sequence[Sequence[str]], least: Sequence[float]) -> list[list[Found]]:
@@ -97,8 +100,8 @@ class Segmenter(Detector):
 class Grounder(Detector):
     """Grounding DINO: it reads the names of the kinds that are looked for, and has boxes alone."""
 
-    def __init__(self, model: Any, folder: Path) -> None:
-        self.model, self.view, self.tokenizer = model, read_view(folder), read_tokenizer(folder)
+    def __init__(self, model: Any, view: View, tokenizer: Any) -> None:
+        self.model, self.view, self.tokenizer = model, view, tokenizer
 
     def __call__(self, images: Tensor, kinds: Sequence[Sequence[str]], least: Sequence[float]) -> list[list[Found]]:
         seen = self.view(images)
