@@ -23,7 +23,7 @@ from toy_training import assert_same_state, told
 from workbench.__main__ import main
 from workbench.captioned import captioned, read_picture
 from workbench.distillation import Distillation, DistillationRecipe, distil, slope_along, write_distilled
-from workbench.events import CheckpointReady, Controls, Evaluated, Event, Finished, IterationDone
+from workbench.events import CheckpointReady, Controls, Evaluated, Event, Finished, IterationDone, PreflightDone
 from workbench.flow import time_grid
 from workbench.models.flux_meanflow import FluxMeanFlowModel
 from workbench.models.flux_two_time import FluxTwoTimeTransformer2DModel
@@ -176,6 +176,7 @@ def test_where_s_is_t_a_new_map_is_the_velocity_of_its_flux(kind: str, guidance:
             v = velocity.velocity(x, t)
             assert (ours.velocity(x, t) - v).abs().max() <= 1e-6 * v.abs().max()
             assert (ours.average_velocity(x, t, 0.0) - v).abs().max() > 1e-3
+    assert "where s = t it is exactly that checkpoint's velocity" in (made / "README.md").read_text()
     fresh = {path.relative_to(made) for path in made.rglob("*") if path.is_file()}
     assert fresh - {Path("README.md")} == {path.relative_to(source) for path in source.rglob("*") if path.is_file()}
     assert FluxTransformer2DModel.load_config(made, subfolder="transformer")["_class_name"] == "FluxTwoTimeTransformer2DModel"
@@ -382,6 +383,7 @@ def test_what_was_distilled_is_a_pipeline_that_trains(adapter: str, plain: Path,
     ours = sampled(model(out).load(CPU), x, times)
     assert torch.allclose(ours, sampled(student.generator, x, times), atol=1e-5)
     assert (ours - sampled(model(wanted.beginning()).load(CPU), x, times)).abs().max() > 1e-4
+    assert f"Distilled from {plain} by MeanFlow, 4 steps." in (out / "README.md").read_text()
     if adapter == "lora":
         run = FLUX_MEANFLOW.run(out, iterations=1, rollout__mode="all")
         assert sum(isinstance(event, IterationDone) for event in train(run)) == 1
@@ -416,6 +418,16 @@ def test_the_command_writes_a_folder_and_never_over_one(plain: Path, tmp_path: P
     assert len(origin.weights) == 4  # transformer, autoencoder and both readers of prompts
     assert main(ask) == 2
     assert "made is a folder that is there already; name a place where nothing is" in capsys.readouterr().err
+
+
+def test_the_papers_kernel_trains_on_its_grid_from_an_exact_first_ratio(folders: dict[str, Path]) -> None:
+    changes = {"sampler.name": "asfmc_local", "sampler.distance": 0.03, "rollout.grid": "linspace", "rollout.steps": 5}
+    run = FLUX_MEANFLOW.run(folders["interval"], iterations=1, rollout__mode="all", compute__train_batch=3, **changes)
+    assert run.times == pytest.approx((1.0, 0.7625, 0.525, 0.2875, 0.05, 0.0))
+    events = list(train(run))
+    (checks,) = (event.checks for event in events if isinstance(event, PreflightDone))
+    assert next(check for check in checks if check.name == "ratio").value == 0.0
+    assert sum(isinstance(event, IterationDone) for event in events) == 1
 
 
 # Pictures

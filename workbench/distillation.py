@@ -40,7 +40,7 @@ from workbench.prompt_cache import cache_folder
 from workbench.samplers.ode import ODESampler
 from workbench.settings import Settings
 from workbench.tasks.prompts import PromptsTask
-from workbench.two_time import SecondTime, copy_two_time, make_two_time, two_time_pipeline
+from workbench.two_time import SecondTime, copy_pipeline, make_two_time, two_time_pipeline
 from workbench.whole_file import whole_file
 
 _SHOWN = 24  # most images of a sheet
@@ -173,7 +173,7 @@ class DistillationRecipe(Settings):
         made = cache_folder() / "two-time" / _digest(told)
         if not made.is_dir():
             kind: dict[str, Any] = {"second_time": self.second_time, "gate": self.gate, "scale": self.scale}
-            make_two_time(folder, made, weights=self.weights, **kind)
+            make_two_time(folder, made, weights=self.weights, name=self.source, **kind)
         return made
 
 
@@ -459,8 +459,8 @@ def write_distilled(recipe: DistillationRecipe, checkpoint: CheckpointReady, out
     """
     folder = recipe.beginning()
     if not recipe.steps:
-        return copy_two_time(folder, out, recipe.source)
-    with two_time_pipeline(folder, out, recipe.source) as made:
+        return copy_pipeline(folder, out)
+    with two_time_pipeline(folder, out, f"Distilled from {recipe.source} by MeanFlow, {checkpoint.iteration} steps.") as made:
         student = recipe.student(folder, torch.device("cpu"))
         with torch.no_grad():
             for name, parameter in student.parameters.items():

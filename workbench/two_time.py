@@ -35,12 +35,19 @@ transformer = FluxTwoTimeTransformer2DModel.from_pretrained(folder, subfolder="t
 pipeline = FluxPipeline.from_pretrained(folder, transformer=transformer)
 ```
 
-A plain `FluxPipeline.from_pretrained` leaves the second embedder out. It was made from {source}, whose licence holds.
+A plain `FluxPipeline.from_pretrained` leaves the second embedder out. {told} The licence of what it was made from holds.
 """
 
 
 def make_two_time(
-    source: Path, out: Path, *, second_time: SecondTime = "interval", gate: float = 0.25, scale: float = 1.0, weights: str = ""
+    source: Path,
+    out: Path,
+    *,
+    second_time: SecondTime = "interval",
+    gate: float = 0.25,
+    scale: float = 1.0,
+    weights: str = "",
+    name: str = "",
 ) -> Path:
     """Make a two-time map of a FLUX checkpoint; where s = t it is that checkpoint's velocity. Whole or not at all.
 
@@ -51,13 +58,16 @@ def make_two_time(
         gate: its share in the mixture.
         scale: what an interval of 1 is to the second embedder's sinusoids; large ones let the distillation diverge.
         weights: T2I-Distill's weights as they were published, a .pt or safetensors file, in place of the checkpoint's own.
+        name: what people call the source; its folder's name by default.
     Returns: `out`.
     Raises: ValueError: if the checkpoint is damaged, `weights` are not of its shape, or `out` is there.
     """
     from workbench.models.flux_two_time import published_network, two_time_settings
 
     interval, original = second_time == "interval", source / _PART
-    with two_time_pipeline(source, out) as made:
+    beginning = "where s = t it is exactly that checkpoint's velocity, and its jumps are not trained yet"
+    told = f"Made from {name or source.name}: {f'weights of T2I-Distill, {Path(weights).name}' if weights else beginning}."
+    with two_time_pipeline(source, out, told) as made:
         with loading(source):
             config = json.loads((original / "config.json").read_text())
         if weights:
@@ -73,11 +83,11 @@ def make_two_time(
 
 
 @contextmanager
-def two_time_pipeline(source: Path, out: Path, name: str = "") -> Iterator[Path]:
+def two_time_pipeline(source: Path, out: Path, told: str) -> Iterator[Path]:
     """The empty folder of a two-time transformer in what will be a whole pipeline: all else is the source's.
 
     Args:
-        name: what people call the source; its folder's name by default.
+        told: what its README says of how it was made, a sentence.
     Raises: ValueError: if `out` is there already. OSError: if it cannot be written.
     """
     if out.exists():
@@ -92,14 +102,15 @@ def two_time_pipeline(source: Path, out: Path, name: str = "") -> Iterator[Path]
         yield hidden / _PART
         head = json.loads((source / HEAD).read_text())
         (hidden / HEAD).write_text(json.dumps(head | {_PART: HEAD_ENTRY}, indent=2) + "\n")
-        (hidden / "README.md").write_text(_README.format(source=name or source.name))
+        (hidden / "README.md").write_text(_README.format(told=told))
 
 
-def copy_two_time(source: Path, out: Path, name: str = "") -> Path:
-    """The same map in another folder. Raises: as `two_time_pipeline`."""
-    with two_time_pipeline(source, out, name) as made:
-        for path in sorted((source / _PART).iterdir()):
-            _link(path, made / path.name)
+def copy_pipeline(source: Path, out: Path) -> Path:
+    """The same pipeline in another folder. Raises: as `two_time_pipeline`."""
+    if out.exists():
+        raise ValueError(f"{out} is there already; name a folder that is not, or remove it")
+    with whole_folder(out) as hidden:
+        shutil.copytree(source, hidden, copy_function=lambda old, new: _link(Path(old), Path(new)), dirs_exist_ok=True)
     return out
 
 
