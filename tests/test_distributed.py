@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from toy_training import keep
 
 from workbench.config import RunConfig, configure
 from workbench.events import CheckpointReady, Controls, Evaluated, Event, GroupsScored, IterationDone, Started
+from workbench.models.sharding import shard, zero_config
 from workbench.ranks import Ranks
 from workbench.train import train
 
@@ -67,7 +69,8 @@ def failing(reward):
 def seen(config):
     controls, told = Controls(), {"groups": [], "metrics": [], "measures": []}
     learner = Learner(config, make_accelerator(config))
-    weights = [getattr(weight, "to_local", lambda: weight)() for weight in learner.policy.generator.network.parameters()]
+    weights = learner.policy.generator.network.parameters()
+    weights = [getattr(weight, "ds_tensor", getattr(weight, "_local_tensor", weight)) for weight in weights]
     told["held"] = sum(weight.numel() for weight in weights)
     for event in train(config, controls=controls, learner=learner):
         if isinstance(event, GroupsScored):
@@ -116,8 +119,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "every": {"rollout.branch_at": "every", "grpo.combine": "gdpo", "grpo.epochs": 2},
     "nft": {"objective.name": "nft", "sampler.name": "ode", "rollout.mode": "all"},
 }
-SHARDED = {"compute__sharding": "fsdp2", "objective__kl_weight": 0.01, "model__gradient_checkpointing": True}
-CASES = [*VARIANTS, *FAMILIES, "sharded"]
+SHARDED = {"objective__kl_weight": 0.01, "model__gradient_checkpointing": True}
+SHARDINGS = ["fsdp2", *(["deepspeed"] if find_spec("deepspeed") else [])]
+CASES = [*VARIANTS, *FAMILIES, *SHARDINGS]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -138,7 +142,8 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunConfig]:
         changes = {key.replace(".", "__"): value for key, value in TWO.items()}
         found[name] = family.run(folder, iterations=2, **changes)
         if name == "flux":
-            found["sharded"] = family.run(folder, iterations=2, **changes, **SHARDED)
+            for sharding in SHARDINGS:
+                found[sharding] = family.run(folder, iterations=2, compute__sharding=sharding, **changes, **SHARDED)
     return found
 
 
@@ -150,7 +155,7 @@ def ranks(configs: dict[str, RunConfig], tmp_path_factory: pytest.TempPathFactor
     script.write_text(RANK)
     values = json.dumps({name: config.model_dump(mode="json") for name, config in configs.items()})
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent)])
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     done = subprocess.run(
         [*launcher, str(script), values, str(folder)], env=environment, capture_output=True, text=True, timeout=280, check=False
@@ -234,10 +239,23 @@ def test_an_evaluation_is_shared_among_the_ranks_and_says_the_same(ranks, alone,
 def test_ranks_that_share_the_frozen_weights_keep_half_of_them_and_all_that_is_trained(ranks, alone) -> None:
     trained = next(event for event in alone["flux"] if isinstance(event, Started)).facts["trained_parameters"]
     for report in ranks[1]:
-        frozen, own = report["flux"]["held"] - trained, report["sharded"]["held"] - trained
-        assert frozen / 2 <= own < 0.55 * frozen  # what does not divide is padded
+        for sharding in SHARDINGS:
+            frozen, own = report["flux"]["held"] - trained, report[sharding]["held"] - trained
+            assert frozen / 2 <= own < 0.55 * frozen  # what does not divide is padded
     with pytest.raises(ValueError, match=r"compute\.sharding = 'fsdp2' divides frozen weights, and adapter\.kind = 'full'"):
         configure("shapes", SHAPES | TWO | {"compute.sharding": "fsdp2"})
+
+
+def test_deepspeed_is_told_the_numbers_of_the_base_and_where_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(8, 8).bfloat16(), torch.nn.Linear(2, 2))
+    zero = {"stage": 3, "stage3_param_persistence_threshold": 0}
+    told = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero}
+    assert zero_config(network) == told | {"bf16": {"enabled": True}}
+    assert zero_config(network.float()) == told
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    with pytest.raises(ModuleNotFoundError, match=r"pip install flow-map-workbench\[deepspeed\]; or use 'fsdp2'"):
+        shard(network, [], torch.device("cpu"), "deepspeed")
 
 
 def test_a_stop_asked_of_one_rank_stops_both_after_the_same_iteration(ranks) -> None:

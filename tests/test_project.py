@@ -55,6 +55,7 @@ OWNERS = {
     "rapidocr": ("workbench.rewards",),
     "onnxruntime": ("workbench.rewards",),
     "peft": ("workbench.models",),
+    "deepspeed": ("workbench.models.sharding",),
     "sqlalchemy": ("workbench.store", "workbench.tables", "workbench.experiments"),
     "papermill": ("workbench.experiments.papermilling",),
     "apscheduler": ("workbench.experiments.triggers",),

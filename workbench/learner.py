@@ -58,7 +58,7 @@ class Learner:
             start=adapter.start,
             reference=adapter.reference,
             other_base=adapter.other_base,
-            sharded=config.compute.sharding == "fsdp2" and self.ranks.count > 1,
+            sharding=None if config.compute.sharding == "none" or self.ranks.count == 1 else config.compute.sharding,
         )
         self.optimizer = accelerator.prepare(
             torch.optim.AdamW(

@@ -229,10 +229,10 @@ class ComputeConfig(Settings):
     sample_batch: int = Field(128, ge=1, description="images per forward pass of a rollout")
     train_batch: int = Field(64, ge=1, description="states per forward and backward pass of an update")
     processes: int = Field(1, ge=1, description="processes that train together, one for each GPU; groups divide over them")
-    sharding: Literal["none", "fsdp2"] = Field(
+    sharding: Literal["none", "fsdp2", "deepspeed"] = Field(
         "none",
-        description="fsdp2: each process keeps a share of the frozen weights, and gathers a block's while it works; with adapters, "
-        "for models that one GPU does not hold",
+        description="who divides the frozen weights among the processes, each of which gathers a block's while it works: with "
+        "adapters, for models that one GPU does not hold; deepspeed needs that package",
     )
     threads: int = Field(0, ge=0, description="CPU threads; 0 takes all cores, and in the app all but one")
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from workbench.contracts import Generator, Model
 from workbench.models.lora import attach, check_base, read_lora
-from workbench.models.sharding import held_back, shard
+from workbench.models.sharding import Sharding, held_back, shard
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -25,7 +25,7 @@ class Policy:
         start: a LoRA to begin from, as `lora.read_lora` takes it; empty for adapters that change nothing yet.
         reference: what the policy is held to where it begins from a LoRA: that, or the base without it.
         other_base: begin from it even where it was trained on other weights of the same shape.
-        sharded: divide the frozen weights among the processes of the run, which then ask the network equally often.
+        sharding: how the frozen weights are divided among the processes of a run, which then ask the network equally often.
     """
 
     def __init__(
@@ -41,12 +41,12 @@ class Policy:
         start: str = "",
         reference: Literal["start", "base"] = "start",
         other_base: bool = False,
-        sharded: bool = False,
+        sharding: Sharding | None = None,
     ) -> None:
         lora = read_lora(start, model.component) if start else None  # before the model, which may take minutes
         if lora is not None and not other_base:
             check_base(lora, model)
-        with held_back() if sharded else nullcontext():
+        with held_back() if sharding else nullcontext():
             self.generator: Generator = model.load(device)
         self.frozen: nn.Module | None = None  # the reference, where it is a network of its own
         network = self.generator.network.eval()  # no dropout: the update must see the network that sampled
@@ -59,8 +59,8 @@ class Policy:
             for module in filter(None, (network, self.frozen)):
                 module.forward = torch.autocast(device.type, _DTYPES[precision])(module.forward)
         self.parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
-        if sharded:
-            shard(network, self.parameters.values(), device)
+        if sharding:
+            shard(network, self.parameters.values(), device, sharding)
         self.start = {name: p.detach().clone() for name, p in self.parameters.items()} if lora is not None else {}
         self._held_to_base = reference == "base"
 
