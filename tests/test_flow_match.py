@@ -1,5 +1,6 @@
 """Any pipeline of diffusers, driven by its own call: what it is compared with, and what it is refused for."""
 
+import inspect
 import json
 import shutil
 from collections.abc import Callable
@@ -203,12 +204,23 @@ class _Mixed(AuraFlowPipeline):
         return 2.0 * super().prepare_latents(*given, **named)
 
 
+class _Sealed(AuraFlowPipeline):
+    """Lets no gradient out, wherever it is asked."""
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        with torch.no_grad():
+            return inspect.unwrap(AuraFlowPipeline.__call__)(self, *given, **named)
+
+    __call__.__signature__ = inspect.signature(AuraFlowPipeline.__call__)
+
+
 @pytest.mark.parametrize(
     ("kind", "told"),
     [
         (_Momentum, "velocity at a time depends on the steps before it"),
         (_Moved, r"steps are not x \+ \(s - t\) v"),
         (_Mixed, "does not begin at the noise that it is given"),
+        (_Sealed, "call keeps gradients from its network"),
     ],
 )
 def test_a_pipeline_that_does_more_is_found_out(

@@ -318,6 +318,11 @@ def _check_driven(generator: FlowMatchGenerator, folder: Path) -> None:
         last = heard[-1][1] - heard[-1][0] * heard[-1][2]
         if (generator.decode(last) - drawn).abs().mean() > _TOLERANCE[model.dtype]:
             raise ValueError(f"{whose}, which draws something else than it decodes; {remedy}")
+    with torch.enable_grad():
+        answer = generator.bind(generator.embed(PROBES[:1])).velocity(x[:1], 0.5)
+        if answer.grad_fn is None and any(p.requires_grad for p in generator.network.parameters()):
+            raise ValueError(f"{whose}, whose call keeps gradients from its network; {remedy}")
+    del answer
     each = torch.cat([generator.bind(generator.embed([p])).velocity(x[row : row + 1], 0.5) for row, p in enumerate(PROBES)])
     if _apart(flow_map.velocity(x, 0.5), each) > _TOLERANCE[model.dtype]:
         raise ValueError(f"{whose}, whose prompts cannot be put together in one call; {remedy}")
