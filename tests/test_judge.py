@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import threading
 from contextlib import suppress
 from typing import Any
@@ -48,7 +49,7 @@ def text_of(body: Any) -> str:
 
 def count_asked_for(path: str, body: Any) -> Answer:
     """Rates a picture by the number that its prompt begins with."""
-    return said(json.dumps({"score": int(text_of(body).split("description: ")[1].split()[0])}))
+    return said(json.dumps({"score": int(text_of(body).split('description "')[1].split()[0])}))
 
 
 # --- what is asked
@@ -210,6 +211,11 @@ def test_settings_that_cannot_be_meant_are_refused(settings: dict[str, Any], tol
     with pytest.raises(ValueError) as caught:  # noqa: PT011  # the text is compared below
         configure_reward("judge", settings)
     assert told in str(caught.value)
+
+
+def test_the_question_survives_a_form_of_one_line() -> None:
+    assert "\n" not in QUESTION
+    assert re.findall(r"\{(\w+)\}", QUESTION) == ["prompt", "low", "high"]
 
 
 def test_a_model_has_to_be_named_before_a_run_begins() -> None:

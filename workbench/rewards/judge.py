@@ -15,7 +15,7 @@ from workbench.rewards.asking import Address, Question, Service, Unusable, Varia
 
 PATH = "/chat/completions"
 QUESTION = (
-    "This picture was made from the description: {prompt}\n"
+    'This picture was made from the description "{prompt}". '
     "How well does it show everything that the description asks for, and how well is it made? "
     "Rate it from {low} (not at all) to {high} (perfectly). Answer with the number alone."
 )

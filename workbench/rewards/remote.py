@@ -28,7 +28,7 @@ class Remote(Reward):
         ("http://127.0.0.1:8400",), min_length=1, description="servers of one and the same reward, asked in turn"
     )
     batch: int = Field(8, ge=1, le=256, description="pictures of one request")
-    concurrency: int = Field(2, ge=1, le=64, description="requests that are open at the same time, over all addresses")
+    concurrency: int = Field(2, ge=1, le=64, description="requests that a process has open at the same time, over all addresses")
     timeout: float = Field(120.0, gt=0, le=3600, description="seconds that one request may take")
     retries: int = Field(3, ge=0, le=20, description="how often a request is sent again that a server did not answer")
     token_variable: Variable = Field(
