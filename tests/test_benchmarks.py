@@ -1,6 +1,7 @@
 """Benchmarks, at sizes that take seconds: their figures are there, and what they measure with can be trusted."""
 
 import json
+import os
 from itertools import count
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from workbench.benchmarks.align import bench_align
 from workbench.benchmarks.base import NOISE_SEED, bench_base, fresh_sample
 from workbench.benchmarks.detector import bench_detector, detected_objects, near_misses, scene_objects
 from workbench.benchmarks.overhead import bench_overhead
+from workbench.benchmarks.rewards import bench_rewards
 from workbench.config import configure
 from workbench.recipes import RECIPES
 from workbench.tasks.shapes import ShapesTask
@@ -146,3 +148,15 @@ def test_measuring_leaves_the_number_of_threads_alone() -> None:
     before = torch.get_num_threads()
     bench_detector(images=12)
     assert torch.get_num_threads() == before
+
+
+def test_the_benchmark_of_rewards_tells_what_scoring_beside_the_drawing_saves() -> None:
+    before = dict(os.environ)
+    small = {"grpo.groups": 2, "compute.sample_batch": 4, "evaluation.steps": (1,)}
+    figures = bench_rewards(pairs=1, kinds=("function",), structures=("branch",), changes=small)["branch"]
+    assert figures["images"] == 16
+    at_once, beside = (figures["function"][way] for way in ("at_once", "beside"))
+    assert at_once["reward_seconds"] > 0.9 * 16 * figures["reward_milliseconds_per_image"] / 1000
+    assert 0 < beside["reward_seconds"] < at_once["reward_seconds"]
+    assert figures["function"]["saved"] < 1
+    assert dict(os.environ) == before
