@@ -22,7 +22,7 @@ from workbench.config import configure
 from workbench.events import CheckpointReady
 from workbench.experiments.launching import Nodes, Team
 from workbench.experiments.queue import Entry, enqueue
-from workbench.experiments.rank_process import Told
+from workbench.experiments.rank_process import SILENT_SECONDS, Pulse, Told
 from workbench.provenance import read_provenance
 from workbench.records import Run, resumable
 from workbench.store import Store
@@ -275,6 +275,24 @@ def test_the_first_that_failed_is_blamed_and_one_that_was_killed_before_all(tmp_
     assert killed.error == "process 2 of 3 was ended by SIGKILL; the system does so where memory runs out"
     (tmp_path / "2.txt").write_text("a word\nthe last word\n\n")
     assert Ended([1, 1, 3]).failure().error == "process 2 of 3: the last word"
+
+
+def test_a_process_of_another_machine_that_falls_silent_is_told_and_one_that_has_ended_is_not() -> None:
+    words, now, lost = torch.distributed.HashStore(), [0.0], []
+    keys = ["process/0", "process/1", "process/2"]
+    for key in keys:
+        words.set(key, "here")
+    pulses = [Pulse(words, keys, index, lost.append, lambda: now[0]) for index in range(3)]
+    for _ in range(5):
+        for pulse in pulses:
+            pulse.beat()
+        now[0] += SILENT_SECONDS / 2
+    assert not lost
+    pulses[2].end()
+    for _ in range(4):
+        pulses[0].beat()  # and process 1 is silent
+        now[0] += SILENT_SECONDS / 2
+    assert lost == ["process 1 of 3 has not been heard of for 60 s: its machine or the network between is down"]
 
 
 def test_processes_divide_over_nodes() -> None:

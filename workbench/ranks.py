@@ -128,8 +128,8 @@ def meet() -> "Store":
     where = f"port {os.environ.get('MASTER_PORT')} of {os.environ.get('MASTER_ADDR')}"
     try:
         store, _, _ = next(torch.distributed.rendezvous("env://", timeout=timedelta(seconds=seconds)))
-        store.set(f"here/{index}", b"")
-        store.wait([f"here/{other}" for other in range(count)], timedelta(seconds=seconds))
+        store.set(keys()[index], "here")
+        store.wait(keys(), timedelta(seconds=seconds))
     except (torch.distributed.DistError, RuntimeError) as error:
         if "EADDRINUSE" in str(error):
             raise RuntimeError(f"{where} is taken by another program; choose another one with --port") from error
@@ -138,6 +138,17 @@ def meet() -> "Store":
             f"every node, each with the same address and port ({str(error).splitlines()[0]})"
         ) from error
     return store
+
+
+def keys() -> list[str]:
+    """Where each process says in the common words that it is here, and later that it lives."""
+    return [f"process/{index}" for index in range(here()[1])]
+
+
+def listening() -> "Store":
+    """The words that `meet` found, by another way to them, which another thread may use."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return torch.distributed.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=_WAIT_SECONDS))
 
 
 def join(device: str) -> None:

@@ -9,7 +9,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -20,10 +21,18 @@ from workbench.store import Store
 from workbench.whole_file import whole_file
 
 if TYPE_CHECKING:
+    from torch.distributed import Store as Words
+
     from workbench.jobs import Start
 
 WAIT = "WORKBENCH_WAIT"
 """In the environment: the seconds in which all processes have to come up; as `ranks.WAIT`."""
+
+SILENT_SECONDS = 60.0
+"""After which a process of another machine counts as lost."""
+
+_PULSE_SECONDS = 2.0
+_ENDED = b"ended"
 
 _ALONE_SECONDS = 1.0  # between two looks whether whoever began this process still lives
 
@@ -91,7 +100,11 @@ def leading(store: Store, run: str, config: dict[str, Any], start: "Start") -> "
         task: dict[str, Any] = {"run": run, "config": config, "folder": str(store.folder(run) / "checkpoints")}
         task |= {"iteration": None if resume is None else resume.iteration, "state": None if resume is None else resume.state}
         meet().set("task", json.dumps(task))
-        return start(resume, controls)
+        return within(start(resume, controls))
+
+    def within(events: Iterator[Event]) -> Iterator[Event]:
+        with _pulsing():
+            yield from events
 
     return begin
 
@@ -119,10 +132,80 @@ def follow(interrupts: "Callable[[], bool]") -> None:
         resume = replace(read_checkpoint(folder, task["run"], task["iteration"]), state=task["state"])
     controls = Controls()
     try:
-        for _ in train(config, resume=resume, controls=controls):
-            controls.stop = controls.stop or interrupts()
+        with _pulsing():
+            for _ in train(config, resume=resume, controls=controls):
+                controls.stop = controls.stop or interrupts()
     except (FloatingPointError, RewardFailed):
         return  # it ended so for all of them, and the first one has recorded it
+
+
+class Pulse:
+    """Says again and again that this process lives, and listens whether the others say so.
+
+    On one machine whoever began the processes sees them die. Of another machine nothing is heard when it is lost, and what waits
+    for its numbers would wait for days.
+
+    Args:
+        store: where processes leave words for each other, one of `keys` for each of them, which is there already.
+        lost: what to do, with words for people, when one of the others has been silent for too long.
+    """
+
+    def __init__(
+        self,
+        store: "Words",
+        keys: Sequence[str],
+        index: int,
+        lost: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store, self._keys, self._index, self._lost, self._clock = store, list(keys), index, lost, clock
+        self._beats = 0
+        self._heard: list[tuple[bytes, float]] = [(b"", clock())] * len(keys)
+
+    def beat(self) -> None:
+        """Say it once, and listen."""
+        self._beats += 1
+        now = self._clock()
+        with suppress(RuntimeError):  # the first process keeps the words: where they are not to be had, all are silent
+            self._store.set(self._keys[self._index], str(self._beats))
+            for other, said in enumerate(self._store.multi_get(self._keys)):
+                if said != self._heard[other][0]:
+                    self._heard[other] = (said, now)
+        for other, (said, when) in enumerate(self._heard):
+            if other != self._index and said != _ENDED and now - when > SILENT_SECONDS:
+                self._lost(
+                    f"process {other} of {len(self._keys)} has not been heard of for {SILENT_SECONDS:g} s: its machine or the "
+                    "network between is down"
+                )
+
+    def end(self) -> None:
+        """Say that this process has ended well."""
+        with suppress(RuntimeError):
+            self._store.set(self._keys[self._index], _ENDED.decode())
+
+
+@contextmanager
+def _pulsing() -> Iterator[None]:
+    """While the processes of several machines work together, one that hears nothing of another ends at once."""
+    from workbench.jobs import Ticker
+    from workbench.ranks import here, keys, listening
+
+    index, count = here()
+    if count <= int(os.environ.get("LOCAL_WORLD_SIZE", count)):
+        yield
+        return
+
+    def lost(said: str) -> None:
+        print(said, file=sys.stderr, flush=True)
+        os._exit(1)  # the main thread may be waiting for numbers that never come
+
+    pulse = Pulse(listening(), keys(), index, lost)
+    ticker = Ticker(pulse.beat, _PULSE_SECONDS)
+    try:
+        yield
+        pulse.end()
+    finally:
+        ticker.stop()
 
 
 def _drive(task: dict[str, Any], interrupts: "_Interrupts") -> BaseException | None:
