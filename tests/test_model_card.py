@@ -178,6 +178,18 @@ def test_a_run_without_evaluations_has_a_card_without_figures(store: Store) -> N
     assert not (folder / "images").exists()
 
 
+def test_a_long_list_is_cut_in_the_card_and_whole_beside_it(store: Store) -> None:
+    prompts = [
+        f"a red circle left of a {colour} {shape}" for colour in ("blue", "green", "yellow") for shape in ("square", "circle")
+    ]
+    run = recorded(store, toy_config(20, **{"adapter.kind": "lora", "prompts": prompts * 3}))
+    folder = drain(write_card(store, run.id))
+    (line,) = (line for line in (folder / "README.md").read_text().splitlines() if line.startswith("| prompts |"))
+    assert len(line) < 300
+    assert line.endswith("… |")
+    assert json.loads((folder / SETTINGS).read_text())["config"]["prompts"] == prompts * 3
+
+
 def test_a_full_disk_leaves_no_half_folder(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     run = recorded(store)
 

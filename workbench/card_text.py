@@ -24,6 +24,7 @@ from workbench.records import Run, when
 from workbench.settings import RunConfig
 from workbench.store import Store
 
+_LONGEST = 200  # letters of a setting's value
 _WEIGHTED = "reward, weighted sum"
 _PATH = re.compile(r"(?<![\w:/.])(?:~|\.{1,2})?/(?:[\w.@+-]+/)*([\w.@+-]+)")
 _TRAINED = {"two_time": "two-time flow map", "single_time": "consistency map", "velocity": "velocity field"}
@@ -104,7 +105,7 @@ def card_text(card: Card, pairs: Sequence[Mapping[str, Any]], curves: Sequence[M
         facts=_facts(card),
         command=without_places(card.run.command).replace(" --", " \\\n  --"),
         run=card.run.id,
-        settings=without_places(flat(config.model_dump(mode="json"))),
+        settings={key: _short(value) for key, value in without_places(flat(config.model_dump(mode="json"))).items()},
         base_page=f"https://huggingface.co/{card.base}" if card.base else "",
         rewards_in_words=_in_words(names),
         several=len(names) > 1,
@@ -331,6 +332,12 @@ def _trained_at(config: RunConfig) -> str:
 def _in_words(names: Sequence[str]) -> str:
     told = [f"the reward `{names[0]}`"] if len(names) == 1 else [f"`{name}`" for name in names]
     return told[0] if len(told) == 1 else f"the rewards {', '.join(told[:-1])} and {told[-1]}"
+
+
+def _short(value: Any) -> str:
+    """A value as a cell of a table: of long lists, such as prompts, only the beginning."""
+    text = str(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
 
 
 def _words(name: str) -> str:
