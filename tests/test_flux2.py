@@ -10,7 +10,7 @@ from tiny_family import CPU, PROMPTS, SIDE, noise, sampled
 from tiny_flux2 import FLUX2_KLEIN, drawn, pipeline
 
 from workbench.flow import time_grid
-from workbench.models.flux2 import klein_shift
+from workbench.models.flux2 import Flux2KleinModel, klein_shift
 from workbench.models.policy import Policy
 from workbench.models.tiny import TOKENS
 from workbench.models.tiny.flux2 import tiny_flux2_klein
@@ -97,3 +97,10 @@ def test_adapters_go_into_both_kinds_of_block(klein: Path) -> None:
     places = {name.split(".lora_")[0].removeprefix("base_model.model.") for name in policy.parameters}
     assert len(places) == 8 + 1
     assert "single_transformer_blocks.0.attn.to_qkv_mlp_proj" in places
+
+
+def test_what_is_published_of_klein_is_its_size() -> None:
+    with torch.device("meta"):
+        made = Flux2KleinModel().made(Flux2KleinModel.published["transformer"])
+    assert sum(value.numel() for value in made.parameters()) == pytest.approx(3.88e9, rel=0.01)
+    assert Flux2KleinModel().prompt_shapes(made.config) == {"hidden": (512, 3 * 2560)}

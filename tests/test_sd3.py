@@ -11,6 +11,7 @@ from tiny_sd3 import SD3, drawn, pipeline
 
 from workbench.config import PRESETS
 from workbench.models.policy import Policy
+from workbench.models.sd3 import SD3Model
 from workbench.models.tiny import TOKENS
 from workbench.models.tiny.sd3 import tiny_sd3
 
@@ -144,6 +145,13 @@ def test_adapters_go_where_flow_grpo_puts_them(medium: Path) -> None:
     }
     assert {p.dtype for p in policy.parameters.values()} == {torch.float32}
     assert policy.generator.decode(noise(policy.generator.latent_shape, 1)).shape == (1, 3, SIDE, SIDE)
+
+
+def test_what_is_published_of_medium_is_its_size() -> None:
+    with torch.device("meta"):
+        made = SD3Model().made(SD3Model.published["transformer"])
+    assert sum(value.numel() for value in made.parameters()) == pytest.approx(2.24e9, rel=0.01)
+    assert SD3Model().prompt_shapes(made.config) == {"hidden": (77 + 256, 4096), "pooled": (2048,)}
 
 
 # Presets

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from workbench.contracts import FlowMapKind
 from workbench.models.diffusers_folder import HEAD
+from workbench.models.flux2_sizes import KLEIN_4B
 from workbench.models.guidance import Conditions, GuidedMap
 from workbench.models.pipeline import PipelineModel
 
@@ -105,6 +106,7 @@ class Flux2KleinModel(PipelineModel):
         "to_qkv_mlp_proj",  # of the single blocks, which have attention and what follows it in one layer
     )
     pipeline = "Flux2KleinPipeline"
+    published = KLEIN_4B
     encoders = ("text_encoder", "tokenizer")
 
     @property

@@ -14,6 +14,7 @@ from torch.nn import functional
 from workbench.contracts import FlowMapKind
 from workbench.models.guidance import Conditions, GuidedMap
 from workbench.models.pipeline import PipelineModel
+from workbench.models.sd3_sizes import MEDIUM
 
 TOKENS = 512
 """Most tokens of a prompt that T5 was given in training; the two CLIP encoders read 77 of them."""
@@ -62,6 +63,7 @@ class SD3Model(PipelineModel):
         *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),  # of the texts
     )
     pipeline = "StableDiffusion3Pipeline"
+    published = MEDIUM
     encoders = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
     optional = ("text_encoder_3", "tokenizer_3")
 
