@@ -25,6 +25,7 @@ from workbench.captioned import captioned, read_picture
 from workbench.distillation import Distillation, DistillationRecipe, distil, slope_along, write_distilled
 from workbench.events import CheckpointReady, Controls, Evaluated, Event, Finished, IterationDone, PreflightDone
 from workbench.flow import time_grid
+from workbench.models.flux import pack, unpack
 from workbench.models.flux_meanflow import FluxMeanFlowModel
 from workbench.models.flux_two_time import FluxTwoTimeTransformer2DModel
 from workbench.models.tiny import TOKENS, saved
@@ -121,8 +122,6 @@ def test_without_a_target_it_is_the_velocity_so_that_diffusers_takes_euler_steps
     pipe, ours = pipeline(folders[kind]), bound(folders[kind])
     x = noise((4, 8, 8))
     told = {"guidance_scale": 3.5, "max_sequence_length": TOKENS, "height": SIDE, "width": SIDE, "num_inference_steps": 3}
-    from workbench.models.flux import pack, unpack
-
     theirs = unpack(pipe(prompt=list(PROMPTS), latents=pack(x), output_type="latent", **told).images, 8, 8)
     with torch.no_grad():
         for t, s in pairwise(pipe.scheduler.sigmas.tolist()):
@@ -208,7 +207,7 @@ def test_weights_of_t2i_distill_are_taken_in(folders: dict[str, Path], plain: Pa
         for name, value in network.state_dict().items()
     }
     file = tmp_path / f"transformer_25000.{ending}"
-    getattr(torch, "save")({"module": theirs}, file) if ending == "pt" else save_file(theirs, file)  # noqa: B009
+    torch.save({"module": theirs}, file) if ending == "pt" else save_file(theirs, file)
     made = make_two_time(plain, tmp_path / "made", weights=str(file))
     loaded = model(made).load(CPU).network
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in loaded.state_dict().items())
