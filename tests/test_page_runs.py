@@ -14,6 +14,7 @@ from toy_run import toy_config, toy_events
 from workbench.config import configure, parse_config
 from workbench.evaluate import load_policy
 from workbench.events import CheckpointReady, Event
+from workbench.export import write_weights
 
 pytestmark = pytest.mark.xdist_group("page_runs")  # one app for all of them
 TINY = {"grpo.groups": 2, "evaluation.images": 8, "evaluation.final_images": 8, "evaluation.preview": 4, "evaluation.steps": (4,)}
@@ -283,6 +284,17 @@ def test_merged_weights_and_a_model_card_are_made_beside_the_page_and_downloaded
     assert load_policy(again).parameters.keys() == load_policy(configure("shapes")).parameters.keys()
     with zipfile.ZipFile(tmp_path / "-card.zip") as archive:
         assert {"README.md", "adapter_model.safetensors", "curves/reward.png", "images/01-after.webp"} <= set(archive.namelist())
+
+
+def test_a_lora_is_taken_in_as_a_run(listed: Page, served: Served, tmp_path: Path) -> None:
+    run = recorded(served, "Given", 10, **{"adapter.kind": "lora"})
+    before = {found.id for found in served.store.runs()}
+    listed.locator('.runs-head [data-slot="file"]').set_input_files(write_weights(served.store, run))
+    expect(listed.locator('[data-slot="toast"], .wb-toast')).to_contain_text("was taken in", timeout=LOADED)
+    (taken,) = {found.id for found in served.store.runs()} - before
+    expect(row(listed, taken)).to_contain_text("LoRA Given")
+    expect(listed.locator('.runs-head [data-slot="errors"]')).to_be_hidden()  # its base ships with the workbench
+    assert served.store.load_checkpoint(taken).tensors["ema"].keys() == served.store.load_checkpoint(run).tensors["ema"].keys()
 
 
 def test_weights_without_a_checkpoint_are_not_offered(listed: Page, served: Served) -> None:
