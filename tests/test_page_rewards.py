@@ -95,9 +95,9 @@ def test_pictures_may_be_drawn_by_the_task_or_the_base(page: Page, served: Serve
     expect(root.locator(".rw-wall .wb-tile")).to_have_count(8)
     assert row(page, "shapes exact")[1:4] == ["1", "1", "1"]
     expect(root.get_by_text("2 of 2 groups without gradient")).to_be_visible()
-    root.get_by_label("From").select_option("base")
+    root.locator('[data-slot="kind"]').select_option("base")
     expect(root.locator('[data-slot="title"]')).to_contain_text("the base model 'shapes': 8 pictures")
-    root.get_by_label("From").select_option("evaluation")
+    root.locator('[data-slot="kind"]').select_option("evaluation")
     expect(root.get_by_text("they cannot compete")).to_be_visible()
     expect(root.locator('[data-slot="by"]')).to_have_value("shapes_dense")
     expect(root.locator(".rw-wall .wb-tile")).to_have_count(24)
