@@ -107,6 +107,8 @@ def test_every_command_takes_json_runs_and_store(name: str, capsys: pytest.Captu
         (["train", "--seed", "-1"], ["seed", "-1", "0"]),
         (["train", "--resume", "nobody"], ["'nobody'"]),
         (["train", "--resume", "latest", "--set", "seed=1"], ["--resume", "--set"]),
+        (["doctor", "--memory", "24"], ["--memory", "--preset"]),
+        (["doctor", "--preset", "flux", "--set", "model.source=nobody/nothing"], ["hf download nobody/nothing"]),
         (["train", "--store", "nonsense"], ["URL", "sqlite:///"]),
         (["sample", "--prompt", "a purple circle"], ["'purple'", "vocabulary", "triangle"]),
         (["sample", "--prompt", "a red circle", "--sampler", "gama"], ["'gama'", "asfmc"]),
@@ -290,6 +292,18 @@ def test_benchmarks_are_listed_and_run(capsys: pytest.CaptureFixture[str], monke
     assert (figures["benchmark"], figures["speed"], figures["parts"]) == ("toy", 2.5, {"first": 1})
     status, out, _ = ask(capsys, "bench", "toy")
     assert "speed: 2.5" in out
+
+
+def test_the_doctor_tells_the_memory_of_a_run_and_what_would_make_it_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = ask(capsys, "doctor", "--preset", "shapes", "--memory", "24")
+    assert status == 0
+    assert "it fits" in out
+    status, out, _ = ask(capsys, "doctor", "--preset", "shapes", "--memory", "0.01", "--json")
+    told = json.loads(out)
+    assert status == 1
+    assert not told["fits"]
+    assert told["total"] == max(told["stages"].values())
+    assert "compute.train_batch" in [each["setting"] for each in told["advice"]]
 
 
 def test_the_doctor_finds_the_machine_ready_or_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,11 @@
 """How much memory a run takes, part by part, before it is begun; and what to lower where there is too little."""
 
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from workbench.config import PORTIONS, RunConfig, change
 from workbench.contracts import OutOfMemory
 from workbench.flow import seeded_noise
+from workbench.newest import newest
 from workbench.prompt_cache import KEPT
 
 if TYPE_CHECKING:
@@ -150,8 +152,16 @@ class _Sizes:
     update: "Pass"
 
 
+_known: OrderedDict[tuple[str, bool], _Sizes] = OrderedDict()
+_KEPT = 64  # configurations whose sizes are known
+
+
 def _plan(config: RunConfig, device: int, accelerator: bool) -> MemoryPlan:
-    sizes = _sizes(_relevant(config), accelerator)
+    relevant = _relevant(config)
+    key = (repr(relevant), accelerator)
+    if key not in _known:
+        _known[key] = _sizes(relevant, accelerator)
+    sizes = newest(_known, key, _KEPT)
     compute, grpo = config.compute, config.grpo
     behaviour = config.objective.behaviour_decay(0) is not None
     parts = {
@@ -188,7 +198,6 @@ def _relevant(config: RunConfig) -> RunConfig:
     return RunConfig.model_construct(**{name: getattr(config, name) for name in named})
 
 
-@lru_cache(maxsize=64)
 def _sizes(config: RunConfig, accelerator: bool) -> _Sizes:
     from workbench.footprint import materialised, measured, size, unrolled, without_content
 

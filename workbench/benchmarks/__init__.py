@@ -18,6 +18,7 @@ BENCHMARKS: dict[str, str] = {
     "anchor_noise": "workbench.benchmarks.anchor_noise:bench_anchor_noise",
     "rewards": "workbench.benchmarks.rewards:bench_rewards",
     "scorers": "workbench.benchmarks.scorers:bench_scorers",
+    "flux": "workbench.benchmarks.flux:bench_flux",
     "judges": "workbench.benchmarks.judges:bench_judges",
     "credit": "workbench.benchmarks.credit:bench_credit",
     "methods": "workbench.benchmarks.methods:bench_methods",

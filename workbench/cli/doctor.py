@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import typer
 
-from workbench.cli.options import Json, Runs, StoreUrl
+from workbench.cli.options import BadArguments, Changes, Json, Runs, StoreUrl, bad_arguments, read_changes
 from workbench.cli.screen import show, show_json
 
 _PORT = 7860  # where the dashboard listens by default
@@ -31,8 +31,26 @@ class Finding:
     remedy: str = ""
 
 
-def doctor(runs: Runs = "runs", store: StoreUrl = None, as_json: Json = False) -> None:
-    """Check Python, packages, device, memory, disk, the record of runs, the port and the model's weights."""
+def doctor(
+    preset: Annotated[
+        str | None, typer.Option("--preset", metavar="NAME", help="tell what memory this configuration takes, instead")
+    ] = None,
+    changes: Changes = None,
+    memory: Annotated[float | None, typer.Option(min=0.001, metavar="GIB", help="memory of a device that is not here")] = None,
+    runs: Runs = "runs",
+    store: StoreUrl = None,
+    as_json: Json = False,
+) -> None:
+    """Check Python, packages, device, memory, disk, the record of runs, the port and the model's weights.
+
+    With --preset: the peak memory of a run, part by part, before anything is fetched or loaded, and what to change where it does
+    not fit.
+    """
+    if preset is not None:
+        _tell_memory(preset, changes, memory, as_json)
+        return
+    if changes or memory:
+        raise BadArguments("--set and --memory are about a configuration: name it with --preset NAME")
     findings = list(examine(runs, store))
     healthy = all(finding.level != "red" for finding in findings)
     if as_json:
@@ -44,6 +62,36 @@ def doctor(runs: Runs = "runs", store: StoreUrl = None, as_json: Json = False) -
             if finding.remedy:
                 show(f"{'':17}-> {finding.remedy}")
     if not healthy:
+        raise typer.Exit(1)
+
+
+def _tell_memory(preset: str, changes: list[str] | None, memory: float | None, as_json: bool) -> None:
+    """What a configuration takes, against the device that it would run on or one of `memory` GiB."""
+    import torch
+
+    from workbench.config import configure
+    from workbench.memory import advised, device_memory, memory_plan
+    from workbench.policies import choose_device
+
+    with bad_arguments():
+        config = configure(preset, read_changes(changes))
+        device = torch.device(choose_device(config.compute.device))
+        whole = int(memory * _GIB) if memory else device_memory(device)
+        plan = memory_plan(config, whole, accelerator=memory is not None or device.type != "cpu")
+    if as_json:
+        show_json(plan.as_json())
+    else:
+        show("always there")
+        for name, count in plan.parts.items():
+            show(f"  {name:18} {count / _GIB:8.2f} GiB")
+        show("at most, with these")
+        for name, count in plan.stages.items():
+            show(f"  {name:18} {count / _GIB:8.2f} GiB{'  <- the peak' if count == plan.total else ''}")
+        verdict = "it fits" if plan.fits else "it does not fit"
+        show(f"{plan.total / _GIB:.1f} of {whole / _GIB:.0f} GiB: {verdict}, a twelfth of it left to its libraries")
+        for each in plan.advice:
+            show(f"  -> --set {advised(each)}" if each.value != "" else f"  -> {advised(each)}")
+    if not plan.fits:
         raise typer.Exit(1)
 
 

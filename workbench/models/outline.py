@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.models.diffusers_folder import HEAD, cached_folder, quietly
-from workbench.models.pipeline import DTYPES, PipelineGenerator, PipelineModel, Prompts
+from workbench.models.pipeline import DTYPES, PipelineGenerator, PipelineModel
 
 META = torch.device("meta")
 
@@ -46,45 +46,40 @@ def outline(model: PipelineModel) -> PipelineGenerator:
     parts, dtype = described(model), DTYPES[model.dtype]
     with quietly(), META:
         transformer = model.made(parts["transformer"]).to(dtype)
-        vae: Any = _network(parts["vae"]).to(dtype)
+        vae: Any = network(parts["vae"]).to(dtype)
     if model.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     if model.vae_slicing:
         vae.enable_slicing()
     shapes = model.prompt_shapes(transformer.config)
-    return PipelineGenerator(model, transformer, vae, _Unread(shapes, dtype), META)  # type: ignore[arg-type]
+    return PipelineGenerator(model, transformer, vae, Unread(shapes, dtype), META)  # type: ignore[arg-type]
 
 
 def encoders(model: PipelineModel) -> list[nn.Module]:
     """The networks that read its prompts, without weights. Raises: ValueError: as `described`."""
     parts, dtype = described(model), DTYPES[model.dtype]
     with quietly(), META:
-        return [_network(parts[part]).to(dtype) for part in model.encoders if part in parts]
+        return [network(parts[part]).to(dtype) for part in model.encoders if part in parts]
 
 
-class _Unread:
-    """Stands for encoders whose embeddings have a shape and no content; itself the cache that they are read from."""
+class Unread:
+    """Stands for encoders where embeddings need only have the right shape; itself the cache that they are read from."""
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> None:
-        self.shapes, self.dtype, self.cache = shapes, dtype, self
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+        self.shapes, self.dtype, self.device, self.cache = shapes, dtype, device, self
 
     def prepare(self, prompts: Sequence[str]) -> None:
         """Nothing has to be read."""
 
     def read(self, prompt: str) -> dict[str, Tensor]:
-        return {name: torch.empty(shape, dtype=self.dtype) for name, shape in self.shapes.items()}
-
-
-def prompts_of(generator: PipelineGenerator, count: int) -> Prompts:
-    """So many prompts that nobody has read."""
-    return Prompts([str(number) for number in range(count)], generator.encoders)
+        return {name: torch.ones(shape, dtype=self.dtype, device=self.device) for name, shape in self.shapes.items()}
 
 
 def _has(folder: Path, part: str) -> bool:
     return (folder / part / "config.json").is_file()
 
 
-def _network(settings: Mapping[str, Any]) -> nn.Module:
+def network(settings: Mapping[str, Any]) -> nn.Module:
     """A network of diffusers or transformers as its settings describe it. Raises: ValueError: if neither has it."""
     import diffusers
     import transformers
