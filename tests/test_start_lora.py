@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_family import CPU, PROMPTS, noise, sampled
@@ -195,6 +196,8 @@ def test_samples_are_drawn_with_a_file_and_without_training(
     asked = ["--prompt", PROMPTS[0], "--count", "1", "--steps", "2", "--out", str(out)]
     assert main(["sample", "--preset", "flux", *options, *asked]) == 0
     assert "with the LoRA" in capsys.readouterr().err
+    with Image.open(out) as picture:
+        assert json.loads(picture.text["workbench"])["adapter"]["start"] == str(trained[0])
     chosen = choose(None, None, "flux", changes)
     assert torch.allclose(pictures(chosen.load()), pictures(trained[1]), atol=1e-5)
     with Policies(Store(tmp_path / "runs")).generator(chosen) as generator:

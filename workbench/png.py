@@ -44,6 +44,8 @@ def describe(
         preset: whose base drew, where the policy is of no run.
     """
     made: dict[str, Any] = {"run": chosen.run, "iteration": chosen.iteration, "preset": None if chosen.run else preset}
+    if chosen.config.adapter.start and not chosen.run:
+        made["adapter"] = chosen.config.adapter.model_dump()
     made |= {"prompts": list(prompts), "seeds": list(seeds), "steps": len(times) - 1, "times": list(times)}
     return made | {"sampler": sampler.model_dump(), "model": chosen.config.model.model_dump(), "version": __version__}
 
