@@ -106,7 +106,7 @@ def test_a_view_is_read_from_either_file_that_transformers_writes(clip_folder: P
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({**told, "size": SIDE, "crop_size": SIDE}))  # as once written
     assert read_view(tmp_path) == read_view(clip_folder)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({**told, "resample": 1}))
-    with pytest.raises(ValueError, match="resizes with filter 1; this program knows 2, 3"):
+    with pytest.raises(ValueError, match="resizes with filter 1; this program knows 2 and 3"):
         read_view(tmp_path)
 
 

@@ -1,10 +1,9 @@
 """How networks want to see pictures: resized, cropped or padded, normalised; on the device, a batch at a time."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
@@ -82,7 +81,7 @@ def read_view(folder: Path) -> View:
     size, crop = _sides(found.get("size", 224)), _sides(found.get("crop_size", 224))
     resample = found.get("resample", 3)
     if resample not in _MODES:
-        raise ValueError(f"{path} resizes with filter {resample}; this program knows {_list(_MODES)} (bilinear, bicubic)")
+        raise ValueError(f"{path} resizes with filter {resample}; this program knows 2 and 3 (bilinear, bicubic)")
     resizes = found.get("do_resize", True)
     return View(
         size=(size["height"], size["width"]) if resizes and "height" in size else (0, 0),
@@ -110,10 +109,6 @@ def _middle(pixels: Tensor, height: int, width: int) -> Tensor:
     top, left = (pixels.shape[-2] - height) // 2, (pixels.shape[-1] - width) // 2
     below, right = pixels.shape[-2] - height - top, pixels.shape[-1] - width - left
     return functional.pad(pixels, (-left, -right, -top, -below))
-
-
-def _list(choices: Sequence[Any] | Mapping[Any, Any]) -> str:
-    return ", ".join(map(str, choices))
 
 
 def as_bytes(images: Tensor) -> Tensor:
