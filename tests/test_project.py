@@ -92,6 +92,7 @@ LAYERS = (
         "exact_json",
         "processes",
         "policies",
+        "sizing",
         "galleries",
         "trying",
         "votes",

@@ -17,6 +17,7 @@ from workbench.panels.page import ASSETS, Page, rounded
 from workbench.pictures import data_sheet
 from workbench.planning import noise_of_steps
 from workbench.presets import PRESET_GROUPS
+from workbench.sizing import predict_memory
 from workbench.studio import Studio
 
 _PLACED = {"reward": "wb-chart tall", "advantages": "wb-chart", "steps": "wb-chart wide", "skills": "wb-chart wide"}
@@ -48,6 +49,14 @@ def explain(studio: Studio, values: dict[str, Any]) -> dict[str, Any]:
     """What a run with these settings would be: its noise in the unit that all kernels share."""
     config = parse_config(form.read(RunConfig, values))
     return {"noise": [asdict(step) | {"rate": min(step.rate, 1e9)} for step in noise_of_steps(config)]}
+
+
+def memory(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
+    """What a run with these settings would take, on the device that is here or on one with so many GiB."""
+    gib = float(asked["gib"]) if asked.get("gib") else None
+    if gib is not None and not 0 < gib < 1e6:
+        raise ValueError(f"a device has some GiB of memory, got {gib:g}")
+    return predict_memory(parse_config(form.read(RunConfig, asked["settings"])), gib)
 
 
 def turn(studio: Studio, asked: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +104,15 @@ PAGE = Page(
     "train",
     "Train",
     layout,
-    ("pictures.js", "form.js", "train.js"),
-    {"settings": settings, "start": start, "explain": explain, "control": control, "turn": turn, "trace": trace},
+    ("pictures.js", "form.js", "memory.js", "train.js"),
+    {
+        "settings": settings,
+        "start": start,
+        "explain": explain,
+        "memory": memory,
+        "control": control,
+        "turn": turn,
+        "trace": trace,
+    },
     live.update,
 )

@@ -150,5 +150,5 @@ window.workbench.form = (page) => {
     fill({ parent, iteration, preset, run: wb.address.get("run"), changes: rest });
   };
 
-  return { open, prefill };
+  return { open, prefill, values };
 };

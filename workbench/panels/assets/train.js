@@ -2,8 +2,9 @@
 window.workbench.page("train", (page) => {
   const wb = window.workbench;
   page.at = 0; // row of the rollouts that are shown; 0 follows the run
-  const pictures = wb.pictures(page), form = wb.form(page);
+  const pictures = wb.pictures(page), form = wb.form(page), memory = wb.memory(page, form.values);
   let shown = null;
+  for (const name of ["form", "preset"]) page.slot(name).addEventListener("change", memory.clear); // it was about other settings
 
   const parts = {
     run(id) {
