@@ -1,19 +1,23 @@
 """Rewards on pictures before training: ranks, ties, failures, groups, agreement, and what several of them make together."""
 
 import math
+import threading
 from typing import Literal
 
 import pytest
 import torch
+from answering import Answer, answering, free_address
 from scipy import stats
 from toy_run import toy_config, toy_events, toy_images
 
+import workbench.trying as trying
 from workbench.config import configure
 from workbench.contracts import Reward, RewardFunction
 from workbench.events import CheckpointReady, Progress
 from workbench.galleries import Galleries
 from workbench.grpo import gdpo_advantages, group_advantages
 from workbench.policies import Policies
+from workbench.rewards.remote import Remote
 from workbench.rewards.shapes_dense import ShapesDense
 from workbench.rewards.shapes_exact import ShapesExact
 from workbench.settings import GRPOConfig
@@ -184,3 +188,16 @@ def test_pictures_that_are_not_there_are_refused_with_what_is(store: Store) -> N
         pictures(store, run=young)
     with pytest.raises(ValueError, match="row 1 of run"):
         pictures(store, run=run, at=1)
+
+
+def test_what_waits_for_others_is_asked_once_and_not_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trying, "MOST_SECONDS", 0.3)
+    gate, images = threading.Event(), torch.rand(8, 3, 8, 8)
+    with answering(lambda path, body: Answer({}, wait=gate)) as server:
+        slow = Remote(addresses=(server.address,))
+        down, slow_too = examine([Remote(addresses=(free_address(),)), slow], images, PROMPTS)
+        gate.set()
+    assert "cannot be reached" in down.failure
+    assert "did not answer within 0.3 s" in slow_too.failure
+    assert len(server.asked) == 1
+    assert (down.values, slow_too.values) == (None, None)
