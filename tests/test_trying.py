@@ -10,7 +10,6 @@ from answering import Answer, answering, free_address
 from scipy import stats
 from toy_run import toy_config, toy_events, toy_images
 
-import workbench.trying as trying
 from workbench.config import configure
 from workbench.contracts import Reward, RewardFunction
 from workbench.events import CheckpointReady, Progress
@@ -191,7 +190,7 @@ def test_pictures_that_are_not_there_are_refused_with_what_is(store: Store) -> N
 
 
 def test_what_waits_for_others_is_asked_once_and_not_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trying, "MOST_SECONDS", 0.3)
+    monkeypatch.setattr("workbench.scoring.HASTE", 0.3)
     gate, images = threading.Event(), torch.rand(8, 3, 8, 8)
     with answering(lambda path, body: Answer({}, wait=gate)) as server:
         slow = Remote(addresses=(server.address,))

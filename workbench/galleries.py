@@ -134,11 +134,12 @@ class Galleries:
         """
         import torch
 
-        from workbench.scoring import Rewards
+        from workbench.scoring import Rewards, impatient
 
         key = repr(config.rewards)
         if key not in self._rewards:
-            self._rewards[key] = Rewards(config.rewards, torch.device("cpu"))
+            weighted = [each.model_copy(update={"reward": impatient(each.reward)}) for each in config.rewards]
+            self._rewards[key] = Rewards(weighted, torch.device("cpu"))
         rewards = newest(self._rewards, key, KEPT)
         parts = rewards.score(images.float() / 255, prompts)
         return {"reward": rewards.total(parts), **parts}

@@ -23,6 +23,8 @@ from workbench.settings import WeightedReward
 
 PORTION = 32
 """Images that a judge in the background scores at a time: as long as closing may have to wait."""
+HASTE = 20.0
+"""Seconds that an answer from elsewhere may take while a page waits for it."""
 TICK = 0.2
 """Seconds between two signs of life while rewards are waited for."""
 
@@ -258,6 +260,13 @@ class Judges:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def impatient(reward: Reward) -> Reward:
+    """The reward for a page: one that waits for others asks once and not for long, since the device's other work waits too."""
+    if not reward.waits:
+        return reward
+    return reward.model_copy(update={"retries": 0, "timeout": min(HASTE, getattr(reward, "timeout", HASTE))})
 
 
 @runtime_checkable

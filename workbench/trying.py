@@ -20,13 +20,12 @@ from workbench.pictures import read_sprite
 from workbench.recipes import RECIPES
 from workbench.records import Run
 from workbench.sampling import LARGEST_SEED
+from workbench.scoring import impatient
 from workbench.settings import GRPOConfig, Settings, WeightedReward
 from workbench.store import Store
 
 MOST = 512
 """Most pictures of a collection."""
-MOST_SECONDS = 20.0
-"""Most seconds that an answer from elsewhere may take."""
 
 
 class CollectRequest(Settings):
@@ -202,17 +201,10 @@ def combine(
     return total, group_advantages(total, group_size, std=std, std_floor=floor, clip=clip)
 
 
-def _impatient(reward: Reward) -> Reward:
-    """One that waits for others asks once and not for long: whoever tries rewards holds up the device's other work."""
-    if not reward.waits:
-        return reward
-    return reward.model_copy(update={"retries": 0, "timeout": min(MOST_SECONDS, getattr(reward, "timeout", MOST_SECONDS))})
-
-
 def _examine(reward: Reward, images: Tensor, prompts: Sequence[str]) -> Opinion:
     name = str(getattr(reward, "name", type(reward).__name__))
     try:
-        function = _impatient(reward).load(torch.device("cpu"))
+        function = impatient(reward).load(torch.device("cpu"))
         function(images[:1], prompts[:1])  # what is made at the first call is not counted in the time
         own = images.clone()  # rewards that look at the same tensor may share their work, and the first would pay for all
         begun = time.perf_counter()
