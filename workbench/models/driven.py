@@ -8,7 +8,8 @@ autoencoder.
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -41,9 +42,11 @@ class Driven:
         lacking = [name for name in _NEEDED if name not in known]
         lacking += [f"{name}()" for name in ("encode_prompt", "prepare_latents") if not hasattr(kind, name)]
         if lacking:
-            raise ValueError(f"{kind.__name__} has no {', '.join(lacking)}, by which it could be driven; it wants an adapter")
+            raise Undriven(f"{kind.__name__} has no {', '.join(lacking)}, by which it could be driven; it wants an adapter")
         self.settings = {name: value for name, value in settings.items() if name in known}
+        self._beside: dict[int, tuple[Any, ...] | None] = {}  # what comes with latents, by their number
         pipeline.set_progress_bar_config(disable=True)
+        logging.getLogger(kind.__module__).setLevel(logging.ERROR)  # what it notes of a call, it would note of every velocity
 
     def read(self, prompt: str) -> Said:
         """What its encoders say of a prompt. Raises: ValueError: if it asks none, or every tokenizer had to cut the prompt."""
@@ -61,21 +64,15 @@ class Driven:
         with self._replaced(encode_prompt=listen, prepare_latents=_stop, **counting):
             self._answer([prompt], None)
         if not said:
-            raise ValueError(f"{type(self.pipeline).__name__} does not read prompts by encode_prompt(); it wants an adapter")
+            raise Undriven(f"{type(self.pipeline).__name__} does not read prompts by encode_prompt(); it wants an adapter")
         if cuts and min(cuts) > 0:
             raise TooLong(min(cuts))
         return tuple(said)
 
-    def noise(self, said: Said) -> Tensor:
-        """Its own initial noise [1, ...], in its own shape and numbers."""
-        prepare = self.pipeline.prepare_latents
-
-        def stop(*given: Any, **named: Any) -> None:
-            made = prepare(*given, **named)
-            raise _Answer(made[0] if isinstance(made, tuple) else made)
-
-        with self._replaced(encode_prompt=_repeating(said), prepare_latents=stop):
-            return self._answer([""], None)
+    def noise(self, said: Said, count: int) -> Tensor:
+        """Its own initial noise [N, ...] of `count` prompts, in its own shape and numbers; the same every time."""
+        with self._replaced(encode_prompt=_repeating(said), prepare_latents=self._own_noise(_answer_first)):
+            return self._answer([""] * count, None)
 
     def velocity(self, said: Said, x: Tensor, t: float) -> Tensor:
         """What it hands its scheduler, float32, for x [N, ...] at time t and what was said of N prompts; with its graph."""
@@ -108,13 +105,35 @@ class Driven:
             self._run(prompts, latents)
         except _Answer as answer:
             return answer.tensor
-        raise ValueError(f"{type(self.pipeline).__name__} was not to be stopped in its call; it wants an adapter")
+        raise Undriven(f"{type(self.pipeline).__name__} was not to be stopped in its call; it wants an adapter")
 
     def _run(self, prompts: Sequence[str], latents: Tensor | None, **more: Any) -> Any:
         settings = {"num_inference_steps": 1, **self.settings, **more}
         if "negative_prompt" in settings:  # one for each, as most pipelines want it
             settings["negative_prompt"] = [settings["negative_prompt"]] * len(prompts)
-        return self._call(self.pipeline, prompt=list(prompts), latents=latents, return_dict=False, **settings)
+        beside = {} if latents is None else {"prepare_latents": self._own_noise(lambda made: self._in_place(made, latents))}
+        with self._replaced(**beside):
+            return self._call(self.pipeline, prompt=list(prompts), return_dict=False, **settings)
+
+    def _own_noise(self, then: Callable[[Any], Any]) -> Callable[..., Any]:
+        """In place of `prepare_latents`, which is asked for noise of its own: some pipelines take latents in another shape."""
+        prepare = type(self.pipeline).prepare_latents
+        names = inspect.signature(prepare)
+
+        def asked(*given: Any, **named: Any) -> Any:
+            told = names.bind(self.pipeline, *given, **named)
+            told.arguments |= {"latents": None, "generator": torch.Generator().manual_seed(0)}
+            return then(lambda: prepare(*told.args, **told.kwargs))
+
+        return asked
+
+    def _in_place(self, made: Callable[[], Any], latents: Tensor) -> Any:
+        """The latents, with whatever else comes with so many: it is made once."""
+        if len(latents) not in self._beside:
+            found = made()
+            self._beside[len(latents)] = tuple(found[1:]) if isinstance(found, tuple) else None
+        beside = self._beside[len(latents)]
+        return latents if beside is None else (latents, *beside)
 
     @contextmanager
     def _replaced(self, **others: Any) -> Iterator[None]:
@@ -131,6 +150,10 @@ class Driven:
                     delattr(self.pipeline, name)
                 else:
                     setattr(self.pipeline, name, value)
+
+
+class Undriven(ValueError):
+    """A pipeline that cannot be driven by its own call; it wants an adapter of its own."""
 
 
 class TooLong(ValueError):
@@ -199,6 +222,11 @@ class _Answer(Exception):
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
+
+
+def _answer_first(made: Callable[[], Any]) -> None:
+    found = made()
+    raise _Answer(found[0] if isinstance(found, tuple) else found)
 
 
 def _stop(*_: Any, **__: Any) -> None:

@@ -9,7 +9,8 @@ import json
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from workbench.contracts import FlowMapKind
 from workbench.flow import seed_stream, seeded_noise
 from workbench.models.diffusers_folder import HEAD, cached_folder, fingerprint, loading, quietly
-from workbench.models.driven import Driven, Said, TooLong, alike, joined, packed, unpacked
+from workbench.models.driven import Driven, Said, TooLong, Undriven, alike, joined, packed, unpacked
 from workbench.models.embedded import NetworkFlowMap
 from workbench.models.pipeline import DTYPES, Encoders, PipelineGenerator, PipelineModel, Prompts
 from workbench.newest import newest
@@ -32,6 +33,7 @@ PROBES = ("a", "a cat")
 """Prompts of different lengths, by which a pipeline is compared with itself."""
 
 _TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 2e-2}  # of a velocity, as a share of its size
+_MANY = 64  # pictures whose noise is looked at
 _DIGIT = 1024  # numbers up to this are exact, and places are told in two of them
 
 
@@ -193,13 +195,14 @@ class FlowMatchGenerator(PipelineGenerator):
         self.vae = vae.to(device).requires_grad_(False).eval()
         self.driven = model.driven(folder, transformer, vae, reads=False)
         self.encoders: _Readers = _Readers(model, folder, transformer, vae, device)
-        self.encoders.prepare(PROBES)
-        self.said = self.encoders.said(PROBES[0])
-        own = self.driven.noise(self.said)
-        self.latent_shape, self.dtype = tuple(own.shape[1:]), own.dtype
         self.layout: _Layout | None = None
         _check_adapted(model, self.network)
-        _check_driven(self, folder)
+        with _driving(f"{folder} holds a {type(self.driven.pipeline).__name__}"):
+            self.encoders.prepare(PROBES)
+            self.said = self.encoders.said(PROBES[0])
+            own = self.driven.noise(joined([self.said] * _MANY), _MANY)
+            self.latent_shape, self.dtype = tuple(own.shape[1:]), own.dtype
+            _check_driven(self, own)
 
     def bind(self, embeddings: Prompts) -> DrivenMap:
         said = [self.encoders.said(text) for text in embeddings.texts]
@@ -289,43 +292,51 @@ class _Layout:
         return found.view(len(code), *self.shape)
 
 
+@contextmanager
+def _driving(whose: str) -> Iterator[None]:
+    """Say of what goes wrong that this pipeline wants an adapter; all but want of memory."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Undriven as error:
+        raise ValueError(f"{whose}, {error}; it wants an adapter of its own") from error
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"{whose}, which cannot be driven by its call ({first}); it wants an adapter of its own") from error
+
+
 @torch.no_grad()
-def _check_driven(generator: FlowMatchGenerator, folder: Path) -> None:
+def _check_driven(generator: FlowMatchGenerator, noise: Tensor) -> None:
     """That single answers of a pipeline are what a whole call of it goes through, and that gradients reach its network.
 
-    Raises: ValueError: saying where the two part.
+    Args:
+        noise: the pipeline's own.
+    Raises: Undriven: saying where the two part.
     """
-    model, driven = generator.model, generator.driven
-    whose, remedy = f"{folder} holds a {type(driven.pipeline).__name__}", "it wants an adapter of its own"
+    limit = _TOLERANCE[generator.model.dtype]
+    if abs(float(noise.float().std()) - 1) > 0.1:
+        raise Undriven(f"which does not begin at noise of unit variance but of {float(noise.float().var()):.2g}")
     x = seeded_noise([seed_stream("driven", prompt) for prompt in PROBES], generator.latent_shape, generator.device)
-    flow_map = generator.bind(generator.embed(PROBES))
-    images = []
-    for row in range(len(PROBES)):  # one by one, since prompts of different lengths need not fit together in one call
-        start, said = x[row : row + 1].to(generator.dtype), generator.encoders.said(PROBES[row])
-        drawn, heard = driven.trace(said, start, 3)
-        images.append(drawn)
+    alone = [generator.bind(generator.embed([prompt])) for prompt in PROBES]  # of different lengths, they need not fit together
+    for flow_map, prompt, start in zip(alone, PROBES, x.to(generator.dtype).split(1), strict=True):
+        drawn, heard = generator.driven.trace(generator.encoders.said(prompt), start, 3)
         if not torch.equal(heard[0][1], start.float()):
-            raise ValueError(f"{whose}, which does not begin at the noise that it is given; {remedy}")
-        for (t, state, output), (s, after, _) in pairwise(heard):
-            if _apart(after - state, (s - t) * output) > _TOLERANCE[model.dtype]:
-                raise ValueError(f"{whose}, whose steps are not x + (s - t) v; {remedy}")
-        for t, state, output in heard:
-            if (
-                _apart(generator.bind(generator.embed(PROBES[row : row + 1])).velocity(state, t), output)
-                > _TOLERANCE[model.dtype]
-            ):
-                raise ValueError(f"{whose}, whose velocity at a time depends on the steps before it; {remedy}")
-        last = heard[-1][1] - heard[-1][0] * heard[-1][2]
-        if (generator.decode(last) - drawn).abs().mean() > _TOLERANCE[model.dtype]:
-            raise ValueError(f"{whose}, which draws something else than it decodes; {remedy}")
+            raise Undriven("which does not begin at the noise that it is given")
+        if any(_apart(after - state, (s - t) * v) > limit for (t, state, v), (s, after, _) in pairwise(heard)):
+            raise Undriven("whose steps are not x + (s - t) v")
+        if any(_apart(flow_map.velocity(state, t), v) > limit for t, state, v in heard):
+            raise Undriven("whose velocity at a time depends on the steps before it")
+        t, state, v = heard[-1]
+        if (generator.decode(state - t * v) - drawn).abs().mean() > limit:
+            raise Undriven("which draws something else than it decodes")
+    each = torch.cat([flow_map.velocity(own, 0.5) for flow_map, own in zip(alone, x.split(1), strict=True)])
+    if _apart(generator.bind(generator.embed(PROBES)).velocity(x, 0.5), each) > limit:
+        raise Undriven("whose prompts cannot be put together in one call")
     with torch.enable_grad():
-        answer = generator.bind(generator.embed(PROBES[:1])).velocity(x[:1], 0.5)
+        answer = alone[0].velocity(x[:1], 0.5)
         if answer.grad_fn is None and any(p.requires_grad for p in generator.network.parameters()):
-            raise ValueError(f"{whose}, whose call keeps gradients from its network; {remedy}")
-    del answer
-    each = torch.cat([generator.bind(generator.embed([p])).velocity(x[row : row + 1], 0.5) for row, p in enumerate(PROBES)])
-    if _apart(flow_map.velocity(x, 0.5), each) > _TOLERANCE[model.dtype]:
-        raise ValueError(f"{whose}, whose prompts cannot be put together in one call; {remedy}")
+            raise Undriven("whose call keeps gradients from its network")
 
 
 def _apart(one: Tensor, other: Tensor) -> float:
