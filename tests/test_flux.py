@@ -13,11 +13,12 @@ from tiny_flux import FLUX, drawn, pipeline
 
 from workbench.config import configure
 from workbench.flow import time_grid
-from workbench.models.diffusers_folder import pipeline_folder
+from workbench.models import MODELS
+from workbench.models.diffusers_folder import cached_folder, pipeline_folder
 from workbench.models.flux import FluxModel, pack, unpack
 from workbench.models.pipeline import Prompts
 from workbench.models.policy import Policy
-from workbench.models.tiny import TOKENS
+from workbench.models.tiny import PIPELINES, TOKENS
 from workbench.models.tiny.flux import tiny_flux
 from workbench.samplers import SAMPLERS
 
@@ -275,3 +276,18 @@ def test_the_folder_of_a_pipeline_may_begin_at_home(dev: Path, monkeypatch) -> N
     assert pipeline_folder("~/dev", "FluxPipeline", ("vae",)) == dev
     assert {path.parent.name for path in model(dev).weight_files()} == {"transformer", "vae", "text_encoder", "text_encoder_2"}
     assert TINY["model.max_tokens"] == TOKENS
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_random_pipeline_is_made_by_the_name_of_its_model(name: str) -> None:
+    model = MODELS[name](source=f"tiny:{name}")
+    folder = cached_folder(model.source)
+    assert folder is not None
+    assert folder == pipeline_folder(model.source, model.pipeline, ("transformer",))
+    assert all(path.is_relative_to(folder) for path in model.weight_files())
+    assert model.weight_files()
+
+
+def test_a_random_pipeline_of_an_unknown_name_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"model\.source = 'tiny:flu': there is no tiny 'flu'; choose from: flux, flux_meanflow"):
+        FluxModel(source="tiny:flu").load(CPU)

@@ -14,6 +14,9 @@ HEAD = "model_index.json"
 HUB = re.compile(r"[\w.-]+/[\w.-]+")
 """The id of a model on the hub."""
 
+TINY = "tiny:"
+"""Before the name of a model: a random pipeline of it, which tries every step of the way on any machine."""
+
 _ENDS = 2**20  # bytes of the beginning and the end of a file that tell its content
 
 
@@ -23,15 +26,16 @@ def pipeline_folder(
     """The folder of a pipeline.
 
     Args:
-        source: a folder, or the id of a model on the hub, from where it is fetched once.
+        source: a folder; the id of a model on the hub, from where it is fetched once; or `tiny:` and the name of a model, for a
+            random one that draws nothing.
         pipeline: name of the class that it has to be; empty for any.
         parts: the subfolders that are needed; `*` stands for all that there are.
         optional: those of them that may be missing where the pipeline's head says that it does without.
         offline: take only what has been fetched before.
     Raises: ValueError: if it is missing, gated, cannot be reached or holds another pipeline; says what to do.
     """
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
+    folder = _here(source)
+    if folder is None:
         if not HUB.fullmatch(source):
             raise ValueError(
                 f"model.source = {source!r} is no folder; name one with a {HEAD} in it, or a model of the hub such as "
@@ -48,8 +52,7 @@ def pipeline_folder(
 
 def cached_folder(source: str) -> Path | None:
     """The folder of a pipeline if it is on this machine already; asks nobody."""
-    folder = Path(source).expanduser()
-    if folder.is_dir():
+    if (folder := _here(source)) is not None:
         return folder
     if not HUB.fullmatch(source):
         return None
@@ -57,6 +60,16 @@ def cached_folder(source: str) -> Path | None:
 
     head = try_to_load_from_cache(source, HEAD)
     return Path(head).parent if isinstance(head, str) else None
+
+
+def _here(source: str) -> Path | None:
+    """A folder that is named, or made of nothing."""
+    if source.startswith(TINY):
+        from workbench.models.tiny import tiny_pipeline
+
+        return tiny_pipeline(source.removeprefix(TINY))
+    folder = Path(source).expanduser()
+    return folder if folder.is_dir() else None
 
 
 def fingerprint(folder: Path, parts: Sequence[str]) -> str:

@@ -1,18 +1,22 @@
-"""Runs of the generators that ship with the package; every one trains on a laptop's CPU."""
+"""Runs that train on a laptop's CPU: of the generators that ship with the package, and of a FLUX of random weights."""
 
 from workbench.models import MODELS
+from workbench.models.flux import FluxModel
 from workbench.objectives.grpo import GRPOObjective
 from workbench.objectives.nft import NFTObjective
 from workbench.rewards import REWARDS
+from workbench.rewards.jpeg import JPEGSize
 from workbench.samplers import SAMPLERS
 from workbench.settings import (
     AdapterConfig,
     EvalReward,
     EvaluationConfig,
     GRPOConfig,
+    GuardConfig,
     OptimizerConfig,
     RolloutConfig,
     RunConfig,
+    WeightedReward,
     rewards,
 )
 from workbench.tasks import TASKS
@@ -99,5 +103,20 @@ EMBEDDED: dict[str, RunConfig] = {
         rollout=RolloutConfig(completion="jump"),
         objective=GRPOObjective(kl_weight=0.0),
         optimizer=OptimizerConfig(learning_rate=5e-4),
+    ),
+    "flux_tiny": RunConfig(
+        title="Try FLUX's way on random weights, which draw nothing",
+        iterations=20,
+        task=TASKS["prompts"](),
+        model=FluxModel(source="tiny:flux", resolution=32, max_tokens=64, dtype="fp32", gradient_checkpointing=False),
+        sampler=SAMPLERS["flow_sde"](),
+        rewards=(WeightedReward(reward=JPEGSize(wanted="small")),),
+        objective=GRPOObjective(kl_weight=0.0),
+        rollout=RolloutConfig(steps=4, shift=1.0),
+        grpo=GRPOConfig(groups=4, group_size=8),
+        optimizer=OptimizerConfig(learning_rate=4e-2, ema_decay=0.5),
+        adapter=AdapterConfig(kind="lora", rank=8, alpha=16.0),
+        evaluation=EvaluationConfig(every=5, images=32, final_images=32, group_size=4, steps=(4,)),
+        guard=GuardConfig(collapse=0.0),
     ),
 }

@@ -1,5 +1,6 @@
 """Random pipelines of diffusers, so small that they train on any machine: they try every step of the way, and draw nothing."""
 
+import importlib
 import os
 import secrets
 import shutil
@@ -9,13 +10,37 @@ from typing import Any
 
 import torch
 
-from workbench.models.diffusers_folder import HEAD, quietly
+from workbench.models.diffusers_folder import HEAD, TINY, quietly
 from workbench.prompt_cache import cache_folder
 
 TOKENS = 64
 """Most tokens of a prompt that the tiny text encoders read; each letter is one."""
 
 LETTERS = " abcdefghijklmnopqrstuvwxyz0123456789.,'\"-"
+
+
+PIPELINES = {
+    "flux": "flux.tiny_flux",
+    "flux_meanflow": "flux_meanflow.tiny_flux_meanflow",
+    "sana": "sana.tiny_sana",
+    "sana_sprint": "sana.tiny_sana_sprint",
+    "sd3": "sd3.tiny_sd3",
+    "flux2_klein": "flux2.tiny_flux2_klein",
+    "flow_match": "flow_match.tiny_z_image",
+}
+"""Where the random pipeline of each model is made, by the model's name."""
+
+
+def tiny_pipeline(name: str) -> Path:
+    """The folder of the random pipeline of a model, made in the user's cache at its first use.
+
+    Raises: ValueError: if there is none of this name, listing those that there are.
+    """
+    if name not in PIPELINES:
+        raise ValueError(f"model.source = '{TINY}{name}': there is no tiny {name!r}; choose from: {', '.join(PIPELINES)}")
+    module, make = PIPELINES[name].split(".")
+    folder: Path = getattr(importlib.import_module(f"workbench.models.tiny.{module}"), make)()
+    return folder
 
 
 def saved(make: Callable[[], Any], name: str, folder: Path | str | None, seed: int) -> Path:
