@@ -12,6 +12,7 @@ from tiny_flow_match import AURAFLOW, Z_IMAGE
 from tiny_flux import FLUX
 from tiny_flux2 import FLUX2_KLEIN
 from tiny_flux_meanflow import FLUX_MEANFLOW
+from tiny_flux_scm import FLUX_SCM
 from tiny_sana import SANA, SANA_SPRINT
 from tiny_sd3 import SD3
 from toy_training import assert_same_state, plain, told
@@ -30,7 +31,7 @@ from workbench.train import make_accelerator, train
 
 FAMILIES = {
     family.label or family.name: family
-    for family in (FLUX, FLUX_MEANFLOW, SANA, SANA_SPRINT, SD3, FLUX2_KLEIN, AURAFLOW, Z_IMAGE)
+    for family in (FLUX, FLUX_MEANFLOW, FLUX_SCM, SANA, SANA_SPRINT, SD3, FLUX2_KLEIN, AURAFLOW, Z_IMAGE)
 }
 
 

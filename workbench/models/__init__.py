@@ -3,6 +3,7 @@ from workbench.models.flow_match import FlowMatchModel
 from workbench.models.flux import FluxModel
 from workbench.models.flux2 import Flux2KleinModel
 from workbench.models.flux_meanflow import FluxMeanFlowModel
+from workbench.models.flux_scm import FluxConsistencyModel
 from workbench.models.glyphs import GlyphsModel
 from workbench.models.sana import SanaModel, SanaSprintModel
 from workbench.models.sd3 import SD3Model
@@ -17,6 +18,7 @@ MODELS: dict[str, type[Model]] = {
     "glyphs": GlyphsModel,
     "flux": FluxModel,
     "flux_meanflow": FluxMeanFlowModel,
+    "flux_scm": FluxConsistencyModel,
     "sd3": SD3Model,
     "flux2_klein": Flux2KleinModel,
     "sana": SanaModel,

@@ -5,12 +5,15 @@ Flow-Map GRPO for two-time maps (arXiv:2607.00535): its local kernel with d = 0.
 grid from 1 to 0.05 and a last one to 0, 512 pixels, guidance 3.5, groups of 24, LoRA of rank 64, clip 1e-4; the weights of the KL
 are Flow-GRPO's numbers. The local kernel asks the network twice a step: `sampler.name = asfmc` asks once, and its marginals are
 exact at any number of steps. They want a two-time map in `model.source`; `python -m workbench pretrain flux_meanflow` makes one.
+`flux_scm_*` are its protocol for consistency maps: the endpoint kernel with lambda = 0.7, on four steps even in TrigFlow's angle.
+They want T2I-Distill's sCM (arXiv:2512.13006), or another that was distilled of FLUX, in `model.source`.
 """
 
-from workbench.contracts import Task
+from workbench.contracts import Sampler, Task
 from workbench.models import MODELS
 from workbench.objectives.grpo import GRPOObjective
 from workbench.rewards import REWARDS
+from workbench.samplers.asfmc_endpoint import EndpointSampler
 from workbench.samplers.asfmc_local import LocalAnchoredSampler
 from workbench.samplers.flow_sde import FlowSDESampler
 from workbench.settings import (
@@ -36,22 +39,40 @@ _GOALS: dict[str, tuple[str, Task, str, float]] = {  # what it is about, task, j
 }
 
 
-def _meanflow(reward: str) -> RunConfig:
+_MAPS: dict[str, tuple[str, Sampler, RolloutConfig, tuple[int, ...]]] = {  # what it is, kernel, rollout, steps of an evaluation
+    "flux_meanflow": (
+        "a two-time FLUX",
+        LocalAnchoredSampler(noise=0.7, distance=0.03),
+        RolloutConfig(mode="all", steps=5, grid="linspace", shift=1.0),
+        (1, 2, 5, 8),
+    ),
+    "flux_scm": (
+        "a FLUX consistency map",
+        EndpointSampler(noise=0.7),
+        RolloutConfig(mode="all", steps=4, grid="trigflow", shift=1.0),
+        (1, 2, 4),
+    ),
+}
+
+
+def _aligned(name: str, reward: str) -> RunConfig:
+    """A run of a FLUX that makes jumps on one reward, with a judge of the pictures that it is not trained on."""
+    what, sampler, rollout, steps = _MAPS[name]
     about, task, judge, kl_weight = _GOALS[reward]
     return RunConfig(
-        title=f"Align a two-time FLUX with Flow-Map GRPO: {about}",
+        title=f"Align {what} with Flow-Map GRPO: {about}",
         iterations=300,
         task=task,
-        model=MODELS["flux_meanflow"](),
-        sampler=LocalAnchoredSampler(noise=0.7, distance=0.03),
+        model=MODELS[name](),
+        sampler=sampler,
         rewards=rewards(**{reward: 1.0}),
         eval_rewards=(EvalReward(reward=REWARDS[judge]()),),
         objective=GRPOObjective(clip_range=1e-4, kl_weight=kl_weight),
-        rollout=RolloutConfig(mode="all", steps=5, grid="linspace", shift=1.0),
+        rollout=rollout,
         grpo=GRPOConfig(groups=8, group_size=24, advantage_clip=5.0),
         adapter=AdapterConfig(kind="lora", rank=64, alpha=128.0),
         optimizer=OptimizerConfig(beta2=0.999, weight_decay=1e-4),
-        evaluation=EvaluationConfig(images=32, final_images=64, group_size=4, judged=32, steps=(1, 2, 5, 8)),
+        evaluation=EvaluationConfig(images=32, final_images=64, group_size=4, judged=32, steps=steps),
         record=RecordConfig(groups_shown=4),
         compute=ComputeConfig(precision="bf16", sample_batch=8, train_batch=4),
     )
@@ -74,5 +95,5 @@ FLUX: dict[str, RunConfig] = {
         record=RecordConfig(groups_shown=4),
         compute=ComputeConfig(precision="bf16", sample_batch=8, train_batch=4),
     ),
-    **{f"flux_meanflow_{reward}": _meanflow(reward) for reward in _GOALS},
+    **{f"{name}_{reward}": _aligned(name, reward) for name in _MAPS for reward in _GOALS},
 }
