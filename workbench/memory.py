@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from workbench.config import PORTIONS, RunConfig, change
 from workbench.contracts import OutOfMemory
 from workbench.flow import seeded_noise
+from workbench.models.quantization import BYTES
 from workbench.newest import newest
 from workbench.prompt_cache import KEPT
 
@@ -89,7 +90,7 @@ def memory_plan(config: RunConfig, device: int = 0, *, accelerator: bool = True)
     if plan.fits:
         return plan
     advice, together = [], config
-    for key, value in remedies(config):
+    for key, value in remedies(config):  # a later value of the same setting takes the place of an earlier
         alone = _plan(change(config, {key: value}), device, accelerator)
         together = change(together, {key: value})
         if alone.total < plan.total:
@@ -126,10 +127,16 @@ def remedies(config: RunConfig) -> list[tuple[str, Any]]:
         found.append(("compute.train_batch", compute.train_batch // 2))
     if not getattr(model, "gradient_checkpointing", True):
         found.append(("model.gradient_checkpointing", True))
+    if getattr(model, "offload", "linears") == "no":
+        found.append(("model.offload", "parts"))
     if config.adapter.kind == "full":
         found.append(("adapter.kind", "lora"))
     if getattr(model, "dtype", "bf16") == "fp32" and config.adapter.kind == "lora":
         found.append(("model.dtype", "bf16"))
+    if getattr(model, "quantize", "nf4") == "no" and config.adapter.kind == "lora":
+        found += [("model.quantize", "int8"), ("model.quantize", "nf4")]
+    if getattr(model, "offload", "linears") != "linears" and config.adapter.kind == "lora":
+        found.append(("model.offload", "linears"))
     return found
 
 
@@ -145,6 +152,9 @@ class _Sizes:
     prompt: int
     latent: int
     image: int
+    blocks: int  # numbers in the linear layers of the network's blocks
+    linears: int  # bytes of all its linear layers
+    widest: int  # bytes of the widest of them
     reading: int
     noise: int
     sampling: "Pass"
@@ -157,20 +167,22 @@ _KEPT = 64  # configurations whose sizes are known
 
 
 def _plan(config: RunConfig, device: int, accelerator: bool) -> MemoryPlan:
-    relevant = _relevant(config)
+    relevant = _relevant(config)  # what waits elsewhere or is held in fewer bits changes what is there, not what passes take
     key = (repr(relevant), accelerator)
     if key not in _known:
         _known[key] = _sizes(relevant, accelerator)
     sizes = newest(_known, key, _KEPT)
     compute, grpo = config.compute, config.grpo
     behaviour = config.objective.behaviour_decay(0) is not None
+    offload = getattr(config.model, "offload", "no")
+    base, passing = _base(config.model, sizes)
     parts = {
-        "base weights": sizes.base,
+        "base weights": base,
         "adapters": sizes.adapters,
         "reference": sizes.base if config.adapter.kind == "full" else 0,
         "averaged weights": sizes.trained * (1 + behaviour),
         "optimizer": 2 * sizes.trained,
-        "autoencoder": sizes.autoencoder,
+        "autoencoder": sizes.autoencoder if offload == "no" else 0,
         "rewards": _on_disk([entry.reward for entry in config.rewards] + [entry.reward for entry in config.eval_rewards]),
         "prompts": sizes.prompt * min(KEPT, _prompts(config)),
     }
@@ -181,31 +193,48 @@ def _plan(config: RunConfig, device: int, accelerator: bool) -> MemoryPlan:
     several = _states(config) * steps > compute.train_batch or grpo.epochs > 1
     learnt = sum(parts.values()) + latents + images
     copies = sizes.trained * (1 + 3 * (grpo.epochs > 1))  # of the parameters before the update, and to undo it
+    autoencoder = sizes.autoencoder - parts["autoencoder"]  # comes to the device while it decodes
+    absent = parts["optimizer"] + parts["prompts"] + (base if offload != "no" else 0)  # while prompts are read
+    sampling, decoding = sizes.sampling.peak + passing, sizes.decoding.peak + autoencoder
     stages = {
-        "reading prompts": sum(parts.values()) - parts["optimizer"] - parts["prompts"] + sizes.encoders + sizes.reading,
-        "sampling": sum(parts.values()) + sizes.latent * samples * 2 + max(sizes.sampling.peak, sizes.noise * samples),
-        "decoding": learnt + images + sizes.decoding.peak,
-        "update": learnt + copies + sizes.update.peak + (sizes.trained if several else 0),
+        "reading prompts": sum(parts.values()) - absent + sizes.encoders + sizes.reading,
+        "sampling": sum(parts.values()) + sizes.latent * samples * 2 + max(sampling, sizes.noise * samples),
+        "decoding": learnt + images + decoding,
+        "update": learnt + copies + sizes.update.peak + passing + (sizes.trained if several else 0),
         "step": learnt + copies + sizes.trained * (2 if accelerator else 1),
-        "evaluation": sum(parts.values()) + sizes.trained + max(sizes.sampling.peak, sizes.decoding.peak),
+        "evaluation": sum(parts.values()) + sizes.trained + max(sampling, decoding),
     }
     return MemoryPlan(parts, stages, device)
 
 
+def _base(model: Any, sizes: _Sizes) -> tuple[int, int]:
+    """Bytes of the base's weights on the device, and of copies of a layer's weights that come and go."""
+    if getattr(model, "offload", "no") == "linears":
+        return sizes.base - sizes.linears, 2 * sizes.widest
+    if (kind := getattr(model, "quantize", "no")) == "no":
+        return sizes.base, 0
+    whole = 4 if model.dtype == "fp32" else 2  # bytes of a number
+    return sizes.base - int(sizes.blocks * (whole - BYTES[kind])), sizes.widest
+
+
 def _relevant(config: RunConfig) -> RunConfig:
     """What a pass depends on, all else as usual, so that it is worked out once."""
-    named = ("model", "adapter", "sampler", "rollout", "task", "grpo", "compute")
-    return RunConfig.model_construct(**{name: getattr(config, name) for name in named})
+    named = ("adapter", "sampler", "rollout", "task", "grpo", "compute")
+    plain = {name: "no" for name in ("offload", "quantize") if hasattr(config.model, name)}
+    model = config.model.model_copy(update=plain)
+    return RunConfig.model_construct(model=model, **{name: getattr(config, name) for name in named})
 
 
 def _sizes(config: RunConfig, accelerator: bool) -> _Sizes:
     from workbench.footprint import materialised, measured, size, unrolled, without_content
+    from workbench.models.quantization import quantised_weights
 
     model, adapter, compute = config.model, config.adapter, config.compute
     with torch.random.fork_rng(devices=[]):
         generator, readers = _outlined(model)
         network = generator.network.eval()
-        base = size(network.parameters())
+        base, blocks = size(network.parameters()), quantised_weights(network)
+        linears = [size(layer.parameters()) for layer in network.modules() if isinstance(layer, nn.Linear)]
         if adapter.kind == "lora":
             from workbench.models.lora import attach
 
@@ -237,6 +266,9 @@ def _sizes(config: RunConfig, accelerator: bool) -> _Sizes:
         prompt=prompt,
         latent=size(iter([latent])),
         image=image,
+        blocks=blocks,
+        linears=sum(linears),
+        widest=max(linears, default=0),
         reading=reading,
         noise=noise,
         sampling=sampling,

@@ -55,6 +55,13 @@ def check_adapter(config: "RunConfig") -> None:
             f"adapter.kind = 'full' trains weights that model.dtype = {dtype!r} holds too coarsely for small steps; use "
             "adapter.kind = 'lora', or model.dtype = 'fp32'"
         )
+    for setting in ("quantize", "offload"):
+        value = getattr(config.model, setting, "no")
+        if config.adapter.kind == "full" and value not in ("no", "parts"):
+            raise ValueError(
+                f"model.{setting} = {value!r} holds weights that are not trained, and adapter.kind = 'full' trains all of them; "
+                f"use adapter.kind = 'lora', or model.{setting} = 'no'"
+            )
     if config.adapter.start and config.adapter.kind != "lora":
         raise ValueError(
             f"adapter.start = {config.adapter.start!r} are adapters, and adapter.kind = {config.adapter.kind!r} trains none; use "

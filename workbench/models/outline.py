@@ -68,6 +68,9 @@ class Unread:
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         self.shapes, self.dtype, self.device, self.cache = shapes, dtype, device, self
 
+    def missing(self, prompts: Sequence[str]) -> list[str]:
+        return []
+
     def prepare(self, prompts: Sequence[str]) -> None:
         """Nothing has to be read."""
 

@@ -6,7 +6,8 @@ velocity, and what its latents look like. It alone knows of the family's timeste
 
 import json
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from workbench.contracts import FlowMap, Model
 from workbench.models.diffusers_folder import HEAD, cached_folder, fingerprint, loading, pipeline_folder, quietly
+from workbench.models.offload import stream_linears
+from workbench.models.quantization import check_library, quantize
 from workbench.models.sharding import placed
 from workbench.prompt_cache import PromptCache
 
@@ -38,6 +41,14 @@ class PipelineModel(Model):
         True, description="work activations out again in the backward pass: a third slower, a fraction of the memory"
     )
     vae_slicing: bool = Field(False, description="decode pictures one at a time, for less memory")
+    offload: Literal["no", "parts", "linears"] = Field(
+        "no",
+        description="what waits in main memory. parts: the autoencoder while nothing is decoded, the network while prompts are "
+        "read; linears: also the weights of linear layers, copied in at every use, for a device that is too small",
+    )
+    quantize: Literal["no", "int8", "nf4"] = Field(
+        "no", description="weights of the network's blocks in 8 or 4 bits, a half or a quarter of the memory; for LoRA"
+    )
     offline: bool = Field(False, description="take only what is on this machine, never ask the hub")
 
     component: ClassVar[str] = "transformer"
@@ -128,12 +139,15 @@ class PipelineModel(Model):
                 f"the model {self.name!r} needs {error.name}, which is not installed: pip install flow-map-workbench[models]",
                 name=error.name,
             ) from error
+        check_library(self.quantize)
         folder = pipeline_folder(self.source, self.pipeline, self.parts, self.optional, offline=self.offline)
         self.check(folder)
         settings = {"dtype": DTYPES[self.dtype], "use_safetensors": True}
         with loading(folder):
             transformer = self.load_transformer(folder, settings)
             vae = diffusers_class(folder, "vae").from_pretrained(folder, subfolder="vae", **settings)
+        if self.quantize != "no":
+            quantize(transformer, self.quantize, DTYPES[self.dtype])
         if self.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
         if self.vae_slicing:
@@ -153,8 +167,10 @@ class PipelineGenerator:
         self.kind = model.kind
         self.latent_shape = model.latent_shape(transformer, vae)
         self.config = transformer.config
+        if model.offload == "linears":
+            stream_linears(transformer, device)
         self.network: nn.Module = placed(transformer, device)
-        self.vae = vae.to(device).requires_grad_(False).eval()
+        self.vae = vae.to(device if model.offload == "no" else "cpu").requires_grad_(False).eval()
 
     def embed(self, prompts: Sequence[str]) -> "Prompts":
         """Read at most once per prompt and machine.
@@ -162,7 +178,15 @@ class PipelineGenerator:
         Raises: ValueError: if a prompt is longer than the encoder reads.
         """
         negative = self.model.negative
-        self.encoders.prepare([*prompts, *([] if negative is None else [negative])])
+        texts = [*prompts, *([] if negative is None else [negative])]
+        away = self.model.offload != "no" and bool(self.encoders.missing(texts))
+        try:
+            if away:
+                self.network.to("cpu")  # the encoders are as large as it is
+            self.encoders.prepare(texts)
+        finally:
+            if away:
+                self.network.to(self.device)
         return Prompts(prompts, self.encoders)
 
     def bind(self, embeddings: "Prompts") -> FlowMap:
@@ -172,13 +196,27 @@ class PipelineGenerator:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        coded = self.vae.encode((2 * images - 1).to(self.device, self.vae.dtype))
-        latents = coded.latent_dist.mode() if hasattr(coded, "latent_dist") else coded.latent
-        return self.model.normalise(latents.float(), self.vae)
+        with self._autoencoder() as vae:
+            coded = vae.encode((2 * images - 1).to(self.device, vae.dtype))
+            latents = coded.latent_dist.mode() if hasattr(coded, "latent_dist") else coded.latent
+            return self.model.normalise(latents.float(), vae)
 
     def decode(self, latents: Tensor) -> Tensor:
         size = max(1, _PIXELS // self.model.resolution**2)
-        return torch.cat([self.pictures(portion) for portion in latents.split(size)])
+        with self._autoencoder():
+            return torch.cat([self.pictures(portion) for portion in latents.split(size)])
+
+    @contextmanager
+    def _autoencoder(self) -> Iterator[Any]:
+        """The autoencoder on the device; where it otherwise waits in main memory, it goes back there."""
+        if self.model.offload == "no":
+            yield self.vae
+            return
+        self.vae.to(self.device)
+        try:
+            yield self.vae
+        finally:
+            self.vae.to("cpu")
 
     def pictures(self, latents: Tensor) -> Tensor:
         """`decode` of as many as memory holds at a time."""
@@ -195,13 +233,17 @@ class Encoders:
         key = f"{model.name} {fingerprint(folder, model.encoders)} {model.dtype} {model.max_tokens}"
         self.cache = PromptCache(key, str(device))
 
+    def missing(self, prompts: Sequence[str]) -> list[str]:
+        """Those that have to be read before they can be used."""
+        return self.cache.missing(prompts)
+
     @torch.no_grad()
     def prepare(self, prompts: Sequence[str]) -> None:
         """See to it that the embeddings of these prompts are known.
 
         Raises: ValueError: if a prompt is longer than the encoder reads, or the encoders cannot be loaded.
         """
-        missing = self.cache.missing(prompts)
+        missing = self.missing(prompts)
         if not missing:
             return
         import diffusers

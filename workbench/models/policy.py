@@ -61,6 +61,9 @@ class Policy:
         self.parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
         if sharding:
             shard(network, self.parameters.values(), device, sharding)
+        else:
+            for parameter in self.parameters.values():  # adapters are made beside their layers, which may wait in main memory
+                parameter.data = parameter.data.to(device)
         self.start = {name: p.detach().clone() for name, p in self.parameters.items()} if lora is not None else {}
         self._held_to_base = reference == "base"
 
