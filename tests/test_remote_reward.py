@@ -120,6 +120,14 @@ def test_it_can_be_asked_inside_a_loop_as_in_a_notebook(jpeg_server: str) -> Non
     assert not [thread for thread in threading.enumerate() if "portal" in thread.name.lower()]
 
 
+def test_answers_are_not_held_back_for_more_to_send(jpeg_server: str) -> None:
+    with httpx.Client() as client:
+        began = time.perf_counter()
+        for _ in range(20):  # on one connection
+            client.get(f"{jpeg_server}/health")
+        assert time.perf_counter() - began < 20 * 0.035  # the kernel's delay is 0.04 s
+
+
 def test_health_tells_which_reward_it_is(jpeg_server: str) -> None:
     told = httpx.get(f"{jpeg_server}/health").json()
     assert told == {"reward": "jpeg_size", "settings": {"wanted": "large", "quality": 80}, "device": "cpu"}

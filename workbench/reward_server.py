@@ -87,7 +87,7 @@ def serve(app: FastAPI, listening: socket.socket) -> None:
 def listen(host: str, port: int) -> socket.socket:
     """A socket that requests can come to. Raises: OSError: if the address is not this machine's, or the port is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family)
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, or answers are held back for 40 ms
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))

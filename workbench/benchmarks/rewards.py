@@ -72,8 +72,7 @@ def bench_rewards(
                 with _server() if name == "remote" else nullcontext() as address:
                     reward = rewards[name].model_copy(update={"addresses": (address,)} if address else {})
                     found = _measured(_config(reward, settings | (changes or {})), pairs, (False, True))
-                before, after = (sum(found[way].values()) for way in ("at_once", "beside"))
-                figures[structure][name] = {way: found[way] for way in ("at_once", "beside")} | {"saved": 1 - after / before}
+                figures[structure][name] = {way: found[way] for way in ("at_once", "beside", "saved")}
                 say(f"rewards: {structure}, {name} measured")
             os.environ["SLOW_SECONDS"] = "0"
     return figures
@@ -124,8 +123,13 @@ def _measured(config: RunConfig, pairs: int, ways: tuple[bool, ...]) -> dict[str
                 found = seconds.setdefault("beside" if way else "at_once", {})
                 found.setdefault(name, []).append(done.metrics[name])
     events.close()  # type: ignore[attr-defined]
-    medians = {way: {name: statistics.median(each) for name, each in found.items()} for way, found in seconds.items()}
-    return {"images": images, **medians}
+    figures: dict[str, Any] = {
+        way: {name: statistics.median(each) for name, each in found.items()} for way, found in seconds.items()
+    }
+    if len(ways) == 2:
+        before, after = ([sum(both) for both in zip(*seconds[way].values(), strict=True)] for way in ("at_once", "beside"))
+        figures["saved"] = statistics.median(1 - late / early for early, late in zip(before, after, strict=True))
+    return {"images": images, **figures}
 
 
 def _next_iteration(events: Iterator[Event]) -> IterationDone:
