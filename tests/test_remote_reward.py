@@ -121,11 +121,13 @@ def test_it_can_be_asked_inside_a_loop_as_in_a_notebook(jpeg_server: str) -> Non
 
 
 def test_answers_are_not_held_back_for_more_to_send(jpeg_server: str) -> None:
+    seconds = []
     with httpx.Client() as client:
-        began = time.perf_counter()
         for _ in range(20):  # on one connection
+            began = time.perf_counter()
             client.get(f"{jpeg_server}/health")
-        assert time.perf_counter() - began < 20 * 0.035  # the kernel's delay is 0.04 s
+            seconds.append(time.perf_counter() - began)
+    assert min(seconds[10:]) < 0.035  # the kernel's delay is 0.04 s
 
 
 def test_health_tells_which_reward_it_is(jpeg_server: str) -> None:
