@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -67,6 +67,7 @@ class Team:
     ) -> None:
         here = nodes.processes_here(processes)
         first, self.count = nodes.index * here, processes
+        self.whole = here == processes  # no other machine has any
         self._temporary = TemporaryDirectory(prefix="workbench-") if logs is None else None
         self.logs = Path(self._temporary.name) if self._temporary else logs or Path()
         self.logs.mkdir(parents=True, exist_ok=True)
@@ -177,8 +178,12 @@ def team_of(
 def settle(store: Store, run: str, team: Team) -> None:
     """See to it that the record says why a run ended, where the process that kept it could not say so, or knew less."""
     failure = team.failure()
-    if failure is None or failure.recorded:
+    lost = failure is not None and not team.whole and any(name in failure.error for name in ("gloo", "NCCL"))
+    if failure is None or (failure.recorded and not lost):
         return
+    if lost:  # it is the other machine that knows
+        told = "a process of another machine ended, or the network between; what launch said there tells why"
+        failure = replace(failure, error=f"{told} ({failure.error})")
     remedy = "; it can be resumed from its last checkpoint" if store.checkpoints(run) else ""
     error, found = f"{failure.error}{remedy}", store.run(run)
     said = store.correct(run, team.pid, error)
