@@ -77,6 +77,21 @@ def test_all_weights_are_not_trained_where_they_are_held_otherwise(setting: dict
         FLUX.run(tmp_path, adapter__kind="full", **changes)
 
 
+@pytest.mark.parametrize("setting", ["quantize", "offload"])
+def test_divided_weights_are_held_in_no_other_way(setting: str, tmp_path: Path) -> None:
+    value = {"quantize": "nf4", "offload": "parts"}[setting]
+    with pytest.raises(ValueError, match=rf"model.{setting} = 'no'"):
+        FLUX.run(tmp_path, compute__sharding="fsdp2", compute__processes=2, **{f"model__{setting}": value})
+
+
+def test_weights_that_are_divided_take_their_share_of_each_device(tmp_path: Path) -> None:
+    folder = FLUX.make(tmp_path / "flux")
+    whole, half = (
+        memory_plan(FLUX.run(folder, compute__processes=2, compute__sharding=each)) for each in ("none", "fsdp2")
+    )
+    assert half.parts["base weights"] == whole.parts["base weights"] // 2
+
+
 def test_a_missing_library_is_named_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantization, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install flow-map-workbench\[quantized\]"):

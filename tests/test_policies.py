@@ -57,6 +57,17 @@ def test_checkpoints_of_one_model_share_its_network(store: Store) -> None:
     assert len(policies._networks) == 1
 
 
+def test_a_large_network_is_let_go_before_another_is_loaded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    policies = Policies(store)
+    for share, kept in ((1.0, 2), (0.0, 1)):
+        monkeypatch.setattr("workbench.policies.LARGE", share)
+        for adapter in ("full", "lora"):
+            with policies.generator(policies.choose(tuned(store, adapter)[0])):
+                pass
+        assert len(policies._networks) == kept
+        policies._networks.clear()
+
+
 def test_a_checkpoint_that_does_not_exist_is_refused_by_name(store: Store) -> None:
     run, _ = tuned(store, "full")
     with pytest.raises(ValueError, match="7"):

@@ -155,6 +155,7 @@ class _Sizes:
     blocks: int  # numbers in the linear layers of the network's blocks
     linears: int  # bytes of all its linear layers
     widest: int  # bytes of the widest of them
+    block: int  # bytes of the largest of its blocks
     reading: int
     noise: int
     sampling: "Pass"
@@ -175,7 +176,7 @@ def _plan(config: RunConfig, device: int, accelerator: bool) -> MemoryPlan:
     compute, grpo = config.compute, config.grpo
     behaviour = config.objective.behaviour_decay(0) is not None
     offload = getattr(config.model, "offload", "no")
-    base, passing = _base(config.model, sizes)
+    base, passing = _base(config.model, sizes, 1 if compute.sharding == "none" else compute.processes)
     parts = {
         "base weights": base,
         "adapters": sizes.adapters,
@@ -207,12 +208,12 @@ def _plan(config: RunConfig, device: int, accelerator: bool) -> MemoryPlan:
     return MemoryPlan(parts, stages, device)
 
 
-def _base(model: Any, sizes: _Sizes) -> tuple[int, int]:
+def _base(model: Any, sizes: _Sizes, sharded: int) -> tuple[int, int]:
     """Bytes of the base's weights on the device, and of copies of a layer's weights that come and go."""
     if getattr(model, "offload", "no") == "linears":
         return sizes.base - sizes.linears, 2 * sizes.widest
     if (kind := getattr(model, "quantize", "no")) == "no":
-        return sizes.base, 0
+        return (sizes.base, 0) if sharded == 1 else (sizes.base // sharded, 2 * sizes.block)  # one works, the next arrives
     whole = 4 if model.dtype == "fp32" else 2  # bytes of a number
     return sizes.base - int(sizes.blocks * (whole - BYTES[kind])), sizes.widest
 
@@ -234,6 +235,8 @@ def _sizes(config: RunConfig, accelerator: bool) -> _Sizes:
         generator, readers = _outlined(model)
         network = generator.network.eval()
         base, blocks = size(network.parameters()), quantised_weights(network)
+        lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
+        largest = max((size(block.parameters()) for blocks in lists for block in blocks), default=0)
         linears = [size(layer.parameters()) for layer in network.modules() if isinstance(layer, nn.Linear)]
         if adapter.kind == "lora":
             from workbench.models.lora import attach
@@ -269,6 +272,7 @@ def _sizes(config: RunConfig, accelerator: bool) -> _Sizes:
         blocks=blocks,
         linears=sum(linears),
         widest=max(linears, default=0),
+        block=largest,
         reading=reading,
         noise=noise,
         sampling=sampling,

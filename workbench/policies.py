@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 NETWORKS, CHECKPOINTS = 2, 16
 """Most networks, and most checkpoints' averaged weights, that are kept in memory."""
 
+LARGE = 1 / 8
+"""Share of a device's memory above which a network is let go before another one is loaded, since both may not fit."""
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -156,6 +159,7 @@ class Policies:
         config = chosen.config
         key = config.model.model_dump_json() + config.adapter.model_dump_json()
         if key not in self._networks:
+            self._make_room()
             self._networks[key] = load_policy(config, None, choose_device(config.compute.device))
         policy = newest(self._networks, key, NETWORKS)
         with torch.no_grad():
@@ -167,3 +171,16 @@ class Policies:
                 raise ValueError(f"the checkpoint of {chosen.title} holds no averaged weights, so it draws nothing")
             policy.load(chosen.checkpoint.tensors["ema"], scale)
             yield policy.generator
+
+    def _make_room(self) -> None:
+        """Let go of large networks."""
+        import torch
+
+        from workbench.memory import device_memory
+
+        for key, policy in list(self._networks.items()):
+            network, device = policy.generator.network, policy.generator.device
+            if sum(value.numel() * value.element_size() for value in network.parameters()) > LARGE * device_memory(device):
+                del self._networks[key], policy, network
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()

@@ -82,6 +82,11 @@ def check_processes(config: "RunConfig") -> None:
             f"{told} divides frozen weights, and adapter.kind = {config.adapter.kind!r} trains all of them; use "
             "adapter.kind = 'lora'"
         )
+    for setting in ("offload", "quantize"):
+        if (value := getattr(config.model, setting, "no")) != "no":
+            raise ValueError(
+                f"{told} divides weights that model.{setting} = {value!r} holds otherwise; use model.{setting} = 'no'"
+            )
     if getattr(objective, "interval_share", 0.0) and config.model.kind == "two_time":
         raise ValueError(
             f"{told}: objective {objective.name!r} asks the network for jumps where it happens to draw some, and all processes "
