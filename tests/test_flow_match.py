@@ -240,6 +240,12 @@ def test_a_pipeline_that_does_more_is_found_out(
         model(auraflow).load(CPU)
 
 
+@pytest.mark.parametrize("offload", ["parts", "linears"])
+def test_parts_on_several_devices_are_refused(auraflow: Path, offload: str) -> None:
+    with pytest.raises(ValueError, match=rf"model\.offload = '{offload}': a pipeline that is driven has all its parts"):
+        model(auraflow, offload=offload).load(CPU)
+
+
 def test_a_pipeline_without_the_right_parts_is_named(auraflow: Path, tmp_path: Path) -> None:
     other = shutil.copytree(auraflow, tmp_path / "other")
     head = json.loads((other / "model_index.json").read_text())

@@ -112,6 +112,11 @@ class FlowMatchModel(PipelineModel):
     def check(self, folder: Path) -> None:
         import diffusers
 
+        if self.offload != "no":
+            raise ValueError(
+                f"model.offload = {self.offload!r}: a pipeline that is driven has all its parts on one device; use "
+                "model.offload = 'no', and for less memory model.quantize or a model that knows the family"
+            )
         head = json.loads((folder / HEAD).read_text())
         whose, found = head["_class_name"], (head.get("scheduler") or ["", "nobody"])[1]
         if {"transformer", "vae"} - inspect.signature(getattr(diffusers, whose, object).__init__).parameters.keys():
