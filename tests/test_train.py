@@ -366,10 +366,11 @@ def test_preflight_compares_noisy_samples_with_deterministic_ones() -> None:
 
 
 def test_preflight_measures_memory() -> None:
-    check = memory_check(torch.device("cpu"), small())
-    assert check.value is not None
-    assert 0 < check.value < 1
-    assert "GiB" in check.sentence
+    for check in (memory_check(torch.device("cpu")), memory_check(torch.device("cpu"), small())):
+        assert check.value is not None
+        assert 0 < check.value < 1
+        assert "GiB" in check.sentence
+    assert "expected at most" in check.sentence
 
 
 def test_started_is_the_first_thing_told() -> None:

@@ -43,7 +43,7 @@ def preflight(learner: "Learner") -> Stream[Progress, None, tuple[Check, ...]]:
         spread_check(rewards, rollout.group_size),
         noise_check(rewards, deployed),
         *([scale_check(noise_of_steps(config))] if rollout.transitions else []),
-        memory_check(learner.device, config),
+        memory_check(learner.device, config if _is_large(learner) else None),
     )
 
 
@@ -114,13 +114,20 @@ def scale_check(steps: Sequence[StepNoise]) -> Check:
     return Check("noise scale", "green", told, max(step.std for step in steps))
 
 
-def memory_check(device: torch.device, config: "RunConfig") -> Check:
-    """What the run will take at most, as its settings say, against what the device has; beside what was in use so far."""
+_LARGE = 100_000_000  # numbers in a network: what a smaller one takes is not worth the seconds that its prediction would
+
+
+def _is_large(learner: "Learner") -> bool:
+    return sum(parameter.numel() for parameter in learner.policy.generator.network.parameters()) > _LARGE
+
+
+def memory_check(device: torch.device, config: "RunConfig | None" = None) -> Check:
+    """What was in use so far, and what a run with these settings will take at most, against what the device has."""
     whole, where = device_memory(device), "GPU memory" if device.type == "cuda" else "memory"
     used = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
     told = f"{used / GIB:.1f} of {whole / GIB:.0f} GiB of {where} in use after a rollout"
     plan = None
-    if config.model.component:  # the others are small
+    if config is not None:
         with suppress(ValueError):  # of a pipeline that is only known once it is loaded
             plan = memory_plan(config, whole, accelerator=device.type != "cpu")
     peak = max(used, plan.total) if plan else used
