@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from tiny_flux_meanflow import FLUX_MEANFLOW
 from tiny_flux_scm import FLUX_SCM
 from tiny_sana import SANA, SANA_SPRINT
 from tiny_sd3 import SD3
+from torch import nn
 from toy_training import assert_same_state, plain, told
 
 from workbench.evaluate import generate, load_policy, stream_images
-from workbench.events import CheckpointReady, Evaluated, IterationDone, PreflightDone
+from workbench.events import CheckpointReady, Evaluated, Finished, IterationDone, PreflightDone
 from workbench.export import write_weights
 from workbench.flow import time_grid
 from workbench.learner import Learner
@@ -114,6 +116,33 @@ def test_encoding_is_undone_by_decoding(family: Family, folder: Path) -> None:
 
 
 # Training
+
+
+def test_prompts_are_read_before_any_other_network_is_loaded(
+    family: Family, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text encoders are as large as what draws, so that both do not fit where one does."""
+    if family.name == "flow_match":
+        pytest.skip("its encoders read inside the pipeline's own call, for which the other parts have to be at hand")
+    head = json.loads((folder / "model_index.json").read_text())
+    readers = {head[part][1] for part in family.model(folder).encoders if "oken" not in part}
+    read, came, move = list[weakref.ref[nn.Module]](), list[str](), nn.Module.to
+
+    def watched(module: nn.Module, *given: Any, **named: Any) -> Any:
+        if type(module).__name__ in readers:
+            read.append(weakref.ref(module))
+            assert not came
+        elif type(module).__name__ in (head["transformer"][1], head["vae"][1]):
+            came.append(type(module).__name__)
+            assert all(reader() is None for reader in read)
+        return move(module, *given, **named)
+
+    monkeypatch.setattr(nn.Module, "to", watched)
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))  # so that prompts are read again
+    events = told(train(family.run(folder, iterations=1)))
+    assert isinstance(events[-1], Finished)
+    assert read
+    assert came
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])

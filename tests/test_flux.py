@@ -16,7 +16,7 @@ from workbench.flow import time_grid
 from workbench.models import MODELS
 from workbench.models.diffusers_folder import cached_folder, pipeline_folder
 from workbench.models.flux import FluxModel, pack, unpack
-from workbench.models.pipeline import Prompts
+from workbench.models.pipeline import Encoders, Prompts
 from workbench.models.policy import Policy
 from workbench.models.tiny import PIPELINES, TOKENS
 from workbench.models.tiny.flux import tiny_flux
@@ -167,6 +167,33 @@ def test_prompts_are_indexed_as_tensors_are(dev: Path) -> None:
         chosen = prompts[rows]
         assert isinstance(chosen, Prompts)
         assert torch.equal(chosen.tensors()["hidden"], prompts.tensors()["hidden"][rows])
+
+
+def test_where_memory_is_short_the_network_makes_room_for_the_encoders(
+    dev: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
+    generator, order, read = model(dev).load(CPU), list[str](), FluxModel.read
+    monkeypatch.setattr(FluxModel, "read", lambda *given: (order.append("read"), read(*given))[1])
+    monkeypatch.setattr(generator.network, "to", lambda device: order.append(str(device)))
+    generator.embed(["with room"])
+    monkeypatch.setattr(Encoders, "cramped", lambda self: True)
+    generator.device = torch.device("meta")
+    generator.embed(["without"])
+    generator.embed(["with room", "without"])
+    with pytest.raises(ValueError, match="tokens"):
+        generator.embed(["a" * 80])
+    assert order == ["read", "cpu", "read", "meta", "cpu", "meta"]
+
+
+def test_memory_is_short_where_the_encoders_do_not_fit_beside_what_is_there(dev: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = sum(path.stat().st_size for path in dev.glob("text_encoder*/*.safetensors"))
+    encoders = Encoders(model(dev), dev, torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    for free, short in ((weights, True), (2 * weights, False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10 * weights))
+        assert encoders.cramped() is short
+    assert not Encoders(model(dev), dev, CPU).cramped()
 
 
 def test_a_damaged_embedding_is_named(dev: Path, tmp_path: Path, monkeypatch) -> None:

@@ -161,6 +161,8 @@ def test_a_model_that_is_not_here_is_known_by_what_is_published_of_it() -> None:
     assert plan.parts["base weights"] == pytest.approx(11.9e9 * 2, rel=0.01)
     assert plan.fits
     assert plan.advice == ()
+    encoders = 2 * (4.76e9 + 0.12e9)
+    assert encoders < plan.stages["reading prompts"] < 1.5 * encoders < plan.parts["base weights"]  # which is not loaded yet
     with pytest.raises(ValueError, match="hf download nobody/nothing"):
         memory_plan(configure("flux", {"model.source": "nobody/nothing"}))
 

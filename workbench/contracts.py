@@ -193,6 +193,13 @@ class Model(Extension):
     uneven: ClassVar[bool] = False  # asks its network as often as its prompts differ in length, and not once for all
     component: ClassVar[str] = ""  # what its network is in a pipeline of diffusers; empty where it is in none
 
+    def read_ahead(self, prompts: Sequence[str], device: "torch.device") -> None:
+        """Have prompts read before the model is loaded, where networks read them that need the device's memory for themselves.
+
+        Nothing is done by default. What is not read here, `Generator.embed` reads.
+        Raises: ValueError: if a prompt cannot be understood, or the model is missing.
+        """
+
     @abstractmethod
     def load(self, device: "torch.device") -> Generator: ...
 

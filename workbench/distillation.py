@@ -222,15 +222,16 @@ class Distillation:
 
     def __init__(self, recipe: DistillationRecipe, folder: Path, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
+        self.data = _data(recipe, folder)
+        shown = recipe.task.prompts("held_out")
+        self.shown = tuple(shown[i % len(shown)] for i in range(recipe.evaluation_images))
+        prompts = dict.fromkeys([*self.shown, *(datum.caption for datum in self.data)])
+        recipe.model(folder).read_ahead(list(prompts), device)  # before the networks take the memory that encoders need
         self.student = recipe.student(folder, device)
         self.generator = self.student.generator
         self.parameters = list(self.student.parameters.values())
         self.optimizer = torch.optim.AdamW(self.parameters, lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
         self.average = AveragedWeights(self.student.parameters, recipe.ema_decay)
-        self.data = _data(recipe, folder)
-        task = recipe.task
-        shown = task.prompts("held_out")
-        self.shown = tuple(shown[i % len(shown)] for i in range(recipe.evaluation_images))
         self.seeds = tuple(range(20_000, 20_000 + len(self.shown)))
         self.done = 0
         self.evaluated = False
@@ -240,8 +241,7 @@ class Distillation:
     # Data
 
     def gather(self, controls: Controls) -> Iterator[Event]:
-        """See to it that every latent is in the cache, and every prompt read."""
-        self.generator.embed(list(dict.fromkeys([*self.shown, *(datum.caption for datum in self.data)])))
+        """See to it that every latent is in the cache."""
         missing = [datum for datum in self.data if not datum.file.is_file()]
         done = len(self.data) - len(missing)
         for start in range(0, len(missing), self.recipe.portion):

@@ -3,7 +3,7 @@
 import gc
 import math
 from collections.abc import Generator as Stream
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -30,10 +30,46 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-class Learner:
-    """The state of one training run. Randomness is hashed from names, so none of it needs saving."""
+def prompts_of(config: RunConfig, resume: CheckpointReady | None = None) -> list[str]:
+    """Every prompt that a run will ask for, or the rest of one.
 
-    def __init__(self, config: RunConfig, accelerator: "Accelerator") -> None:
+    Raises: ValueError: if a reward cannot judge one of them.
+    """
+    if resume is not None:
+        config = change_live(config, resume.state.get("changes", {}))
+    settings = config.evaluation
+    drawn: dict[str, None] = {}
+    available = len(set(config.prompts or config.task.prompts("train")))
+    for iteration in range(resume.iteration if resume else 0, config.iterations):
+        drawn.update(dict.fromkeys(_drawn(config, iteration)))
+        if len(drawn) == available:
+            break
+    shown = held_out(config.task, max(settings.images, settings.final_images), settings.group_size, settings.seed)
+    prompts = list(dict.fromkeys([*drawn, *shown.prompts]))
+    for reward in [each.reward for each in config.rewards] + [each.reward for each in config.eval_rewards]:
+        for prompt in prompts:
+            reward.check(prompt)
+    return prompts
+
+
+def _drawn(config: RunConfig, iteration: int) -> list[str]:
+    """The prompts of an iteration, over all processes."""
+    available, wanted = config.prompts or config.task.prompts("train"), config.grpo.groups
+    draw = torch.Generator().manual_seed(abs(seed_stream(config.seed, "prompts", iteration)))
+    order = torch.cat([torch.randperm(len(available), generator=draw) for _ in range(math.ceil(wanted / len(available)))])
+    return [available[index] for index in order[:wanted].tolist()]
+
+
+class Learner:
+    """The state of one training run. Randomness is hashed from names, so none of it needs saving.
+
+    Args:
+        ahead: prompts that are read before the network is loaded, so that their encoders have the memory to themselves. The first
+            process of each machine reads them while the others of that machine wait, and then find all of it on the disk.
+    Raises: ValueError: if a prompt cannot be understood, before anything is loaded.
+    """
+
+    def __init__(self, config: RunConfig, accelerator: "Accelerator", ahead: Sequence[str] = ()) -> None:
         if accelerator.num_processes != config.compute.processes:
             raise ValueError(
                 f"the run expects compute.processes = {config.compute.processes}, but {accelerator.num_processes} started; "
@@ -46,6 +82,8 @@ class Learner:
         on_cpu = accelerator.device.type == "cpu"  # which accelerate numbers where there are several processes
         self.device = torch.device("cpu") if on_cpu else accelerator.device
         self.ranks = Ranks(accelerator.process_index, accelerator.num_processes, self.device)
+        with accelerator.local_main_process_first():
+            config.model.read_ahead(ahead, self.device)
         adapter, optimizer = config.adapter, config.optimizer
         self.policy = Policy(
             config.model,
@@ -84,35 +122,13 @@ class Learner:
         """This process's prompts of the iteration, one per group, and the index of its first in the whole batch."""
         own = self.config.grpo.groups // self.ranks.count
         first = own * self.ranks.index
-        return self._drawn(self.iteration)[first : first + own], first
+        return _drawn(self.config, self.iteration)[first : first + own], first
 
-    def _drawn(self, iteration: int) -> list[str]:
-        """The prompts of an iteration, over all processes."""
-        available = self.config.prompts or self.config.task.prompts("train")
-        wanted = self.config.grpo.groups
-        draw = torch.Generator().manual_seed(abs(seed_stream(self.config.seed, "prompts", iteration)))
-        order = torch.cat([torch.randperm(len(available), generator=draw) for _ in range(math.ceil(wanted / len(available)))])
-        return [available[index] for index in order[:wanted].tolist()]
+    def read(self, prompts: Sequence[str]) -> None:
+        """Embed prompts: those that were read ahead are at hand, others are read now, once on each machine.
 
-    def read_ahead(self) -> None:
-        """Embed every prompt that the run will ask for, so that a text encoder reads them at once and then leaves memory.
-
-        The first process of each machine does so while the others of that machine wait, and then find all of it on the disk.
-
-        Raises: ValueError: if one cannot be understood, before anything is drawn.
+        Raises: ValueError: if one cannot be understood.
         """
-        settings = self.config.evaluation
-        drawn: dict[str, None] = {}
-        available = len(set(self.config.prompts or self.config.task.prompts("train")))
-        for iteration in range(self.iteration, self.config.iterations):
-            drawn.update(dict.fromkeys(self._drawn(iteration)))
-            if len(drawn) == available:
-                break
-        shown = held_out(self.config.task, max(settings.images, settings.final_images), settings.group_size, settings.seed)
-        prompts = list(dict.fromkeys([*drawn, *shown.prompts]))
-        for reward in [each.reward for each in self.config.rewards] + [each.reward for each in self.config.eval_rewards]:
-            for prompt in prompts:
-                reward.check(prompt)
         with self.accelerator.local_main_process_first():
             self.policy.generator.embed(prompts)
 

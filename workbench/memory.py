@@ -50,7 +50,7 @@ class MemoryPlan:
 
     Args:
         parts: what is there all the time that it learns.
-        stages: the whole in each stage of an iteration, `parts` among it.
+        stages: the whole in each stage, `parts` among it but where prompts are read, which comes before.
         device: what the device has; 0 where that is not known.
         advice: what to change where it does not fit; those first that cost least time.
     """
@@ -195,10 +195,9 @@ def _plan(config: RunConfig, device: int, accelerator: bool) -> MemoryPlan:
     learnt = sum(parts.values()) + latents + images
     copies = sizes.trained * (1 + 3 * (grpo.epochs > 1))  # of the parameters before the update, and to undo it
     autoencoder = sizes.autoencoder - parts["autoencoder"]  # comes to the device while it decodes
-    absent = parts["optimizer"] + parts["prompts"] + (base if offload != "no" else 0)  # while prompts are read
     sampling, decoding = sizes.sampling.peak + passing, sizes.decoding.peak + autoencoder
     stages = {
-        "reading prompts": sum(parts.values()) - absent + sizes.encoders + sizes.reading,
+        "reading prompts": sizes.encoders + sizes.reading,  # before anything else is loaded
         "sampling": sum(parts.values()) + sizes.latent * samples * 2 + max(sampling, sizes.noise * samples),
         "decoding": learnt + images + decoding,
         "update": learnt + copies + sizes.update.peak + passing + (sizes.trained if several else 0),

@@ -65,13 +65,16 @@ class Chosen:
         """
         from accelerate import Accelerator
 
+        from workbench.evaluate import held_out
         from workbench.learner import Learner
 
         settings = self.config.evaluation
         settings = settings.model_copy(update={} if seed is None else {"seed": seed})
         compute = self.config.compute.model_copy(update={"processes": 1})
         config = self.config.model_copy(update={"evaluation": settings, "compute": compute})
-        learner = Learner(config, Accelerator(cpu=compute.device == "cpu", mixed_precision=compute.precision))
+        accelerator = Accelerator(cpu=compute.device == "cpu", mixed_precision=compute.precision)
+        shown = held_out(config.task, images or settings.final_images, settings.group_size, settings.seed)
+        learner = Learner(config, accelerator, list(dict.fromkeys(shown.prompts)))
         if self.checkpoint is not None:
             learner.restore(self.checkpoint)
         with closing(learner.examiner) as examiner:

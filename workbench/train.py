@@ -26,7 +26,7 @@ from workbench.events import (
 )
 from workbench.examiner import REMEDY, Diverged
 from workbench.grpo import constant_groups
-from workbench.learner import Learner
+from workbench.learner import Learner, prompts_of
 from workbench.lesson import Lesson
 from workbench.memory import memory_explained, out_of_memory, what_to_lower
 from workbench.preflight import preflight
@@ -60,10 +60,11 @@ def train(
     """
     controls = controls or Controls()
     with memory_explained(config, "loading the model"):
-        learner = learner or Learner(config, accelerator or make_accelerator(config))
+        prompts = prompts_of(config, resume)
+        learner = learner or Learner(config, accelerator or make_accelerator(config), prompts)
         if resume is not None:
             learner.restore(resume)
-        learner.read_ahead()
+        learner.read(prompts)
     yield Started(learner.iteration, _facts(learner))
     try:
         behind = learner.evaluated < learner.iteration  # a new run, or one whose last evaluation was lost

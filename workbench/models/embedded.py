@@ -175,6 +175,10 @@ class EmbeddedModel(Model):
     def read(prompt: str) -> Sequence[int]:
         """The prompt's slots. Raises: ValueError: naming the word, where it cannot be understood."""
 
+    def read_ahead(self, prompts: Sequence[str], device: torch.device) -> None:
+        for prompt in prompts:
+            self.read(prompt)
+
     def weight_files(self) -> tuple[Path, ...]:
         return (Path(self.weights) if self.weights else shipped_weights(self.name),)
 

@@ -134,6 +134,9 @@ class FlowMatchModel(PipelineModel):
                 "write an adapter, or take a pipeline that comes with one"
             )
 
+    def read_ahead(self, prompts: Sequence[str], device: torch.device) -> None:
+        """Nothing: its encoders read inside the pipeline's own call, for which the other parts have to be at hand."""
+
     def generator(self, folder: Path, transformer: Any, vae: Any, device: torch.device) -> "FlowMatchGenerator":
         """Raises: ValueError: if driving the pipeline does not give what it draws by itself, saying where the two part."""
         return FlowMatchGenerator(self, folder, transformer, vae, device)
@@ -237,6 +240,10 @@ class _Readers(Encoders):
         key = f"{model.name} {fingerprint(folder, _readers(folder))} {model.dtype} {model.max_tokens} {guided}"
         self.cache = PromptCache(key, str(device))
         self._said: OrderedDict[str, Said] = OrderedDict()
+
+    def cramped(self) -> bool:
+        """Never: a pipeline that is driven has all its parts on one device."""
+        return False
 
     @torch.no_grad()
     def prepare(self, prompts: Sequence[str]) -> None:

@@ -5,16 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from workbench.contracts import FlowMapKind
-from workbench.models.diffusers_folder import pipeline_folder
 from workbench.models.embedded import time_on
 from workbench.models.flux import FluxMap, FluxModel
-from workbench.models.pipeline import PipelineGenerator
 
 MAKE = "python -m workbench pretrain flux_meanflow --set source=FOLDER --out FOLDER"
 """The command that makes a two-time map from a FLUX checkpoint."""
@@ -55,11 +52,10 @@ class FluxMeanFlowModel(FluxModel):
 
     kind: ClassVar[FlowMapKind] = "two_time"
 
-    def load(self, device: torch.device) -> PipelineGenerator:
+    def found(self) -> Path:
         if not self.source:
             raise ValueError(f"model.source is empty: name the folder of a two-time map; make one from a FLUX with `{MAKE}`")
-        self._check(pipeline_folder(self.source, self.pipeline, self.parts, offline=self.offline))
-        return super().load(device)
+        return super().found()
 
     def flow_map(
         self, network: nn.Module, config: Any, prompts: Mapping[str, Tensor], negative: Mapping[str, Tensor] | None
@@ -80,7 +76,7 @@ class FluxMeanFlowModel(FluxModel):
 
         return FluxTwoTimeTransformer2DModel.from_config(settings)
 
-    def _check(self, folder: Path) -> None:
+    def check(self, folder: Path) -> None:
         """Raises: ValueError: if the folder holds another kind of map, saying how to make this one; damage is left to loading."""
         try:
             names = weight_map(folder / "transformer").keys()

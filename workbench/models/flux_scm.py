@@ -1,15 +1,14 @@
 """FLUX as a consistency map: sCM distillates of FLUX.1, which go from any time to the data at once."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from workbench.contracts import FlowMapKind
 from workbench.models.flux import TOKENS, FluxMap, FluxModel
-from workbench.models.pipeline import PipelineGenerator
 
 
 class FluxConsistencyMap(FluxMap):
@@ -53,10 +52,10 @@ class FluxConsistencyModel(FluxModel):
 
     kind: ClassVar[FlowMapKind] = "single_time"
 
-    def load(self, device: torch.device) -> PipelineGenerator:
+    def found(self) -> Path:
         if not self.source:
             raise ValueError("model.source is empty: name the folder of a FluxPipeline whose transformer is a consistency map")
-        return super().load(device)
+        return super().found()
 
     def flow_map(
         self, network: nn.Module, config: Any, prompts: Mapping[str, Tensor], negative: Mapping[str, Tensor] | None

@@ -71,6 +71,9 @@ class Unread:
     def missing(self, prompts: Sequence[str]) -> list[str]:
         return []
 
+    def cramped(self) -> bool:
+        return False
+
     def prepare(self, prompts: Sequence[str]) -> None:
         """Nothing has to be read."""
 

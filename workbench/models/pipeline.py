@@ -25,6 +25,7 @@ from workbench.prompt_cache import PromptCache
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 _PROMPTS = 16  # that the encoders read at a time
+_WORKING = 1.5  # times their weights is what encoders need while they read
 _PIXELS = 8 * 512 * 512  # that are decoded at a time
 
 
@@ -126,9 +127,15 @@ class PipelineModel(Model):
             return ()
         return tuple(sorted(path for part in self.parts for path in (folder / part).glob("*.safetensors")))
 
-    def load(self, device: torch.device) -> "PipelineGenerator":
-        """Raises:
-        ValueError: if the model is missing, gated, damaged, another pipeline, or cannot draw pictures of this size.
+    def texts(self, prompts: Sequence[str]) -> list[str]:
+        """What its encoders have to read so that a map can be bound to these prompts."""
+        return [*prompts, *([] if self.negative is None else [self.negative])]
+
+    def found(self) -> Path:
+        """The folder that it is in, fetched if need be and looked at; nothing is loaded.
+
+        Raises:
+        ValueError: if the model is missing, gated, or another pipeline.
         ModuleNotFoundError: if diffusers is not installed, saying how to install it.
         """
         try:
@@ -142,6 +149,18 @@ class PipelineModel(Model):
         check_library(self.quantize)
         folder = pipeline_folder(self.source, self.pipeline, self.parts, self.optional, offline=self.offline)
         self.check(folder)
+        return folder
+
+    def read_ahead(self, prompts: Sequence[str], device: torch.device) -> None:
+        if prompts:
+            Encoders(self, self.found(), device).prepare(self.texts(prompts))
+
+    def load(self, device: torch.device) -> "PipelineGenerator":
+        """Raises:
+        ValueError: if the model is missing, gated, damaged, another pipeline, or cannot draw pictures of this size.
+        ModuleNotFoundError: if diffusers is not installed, saying how to install it.
+        """
+        folder = self.found()
         settings = {"dtype": DTYPES[self.dtype], "use_safetensors": True}
         with loading(folder):
             transformer = self.load_transformer(folder, settings)
@@ -173,13 +192,12 @@ class PipelineGenerator:
         self.vae = vae.to(device if model.offload == "no" else "cpu").requires_grad_(False).eval()
 
     def embed(self, prompts: Sequence[str]) -> "Prompts":
-        """Read at most once per prompt and machine.
+        """Read at most once per prompt and machine; where memory is short, the network makes room for the encoders meanwhile.
 
         Raises: ValueError: if a prompt is longer than the encoder reads.
         """
-        negative = self.model.negative
-        texts = [*prompts, *([] if negative is None else [negative])]
-        away = self.model.offload != "no" and bool(self.encoders.missing(texts))
+        texts = self.model.texts(prompts)
+        away = bool(self.encoders.missing(texts)) and (self.model.offload != "no" or self.encoders.cramped())
         try:
             if away:
                 self.network.to("cpu")  # the encoders are as large as it is
@@ -236,6 +254,18 @@ class Encoders:
     def missing(self, prompts: Sequence[str]) -> list[str]:
         """Those that have to be read before they can be used."""
         return self.cache.missing(prompts)
+
+    def cramped(self) -> bool:
+        """Whether they would not fit on the device beside what is there, and the network can be moved to make room.
+
+        It cannot where several processes may each hold a share of it.
+        """
+        if self.device.type != "cuda" or torch.distributed.is_initialized():
+            return False
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info(self.device)
+        wanted = sum(path.stat().st_size for part in self.model.encoders for path in (self.folder / part).glob("*.safetensors"))
+        return free < _WORKING * wanted
 
     @torch.no_grad()
     def prepare(self, prompts: Sequence[str]) -> None:
