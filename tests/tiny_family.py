@@ -64,7 +64,7 @@ class Family:
         settings: of its model, beside those of every tiny one.
         changes: of its run, beside those of every tiny one.
         learning: changes that make twenty iterations learn.
-        detached: passes of the network without a gradient that come with each one, as guidance asks for.
+        detached: passes of the network that come with each one of a rollout or of the reference, as guidance asks for.
         label: of its tests, where its model has several.
     """
 

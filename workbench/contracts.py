@@ -7,7 +7,7 @@ form, the command-line flag, the notebook parameter and the error message are al
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
@@ -49,6 +49,22 @@ class FlowMap(Protocol):
 
     def velocity(self, x: "Tensor", t: Time) -> "Tensor":
         """v(x, t) = E[eps - x_0 | x_t = x]; [N, ...], float32."""
+        ...
+
+
+@runtime_checkable
+class Detaching(FlowMap, Protocol):
+    """A flow map of which no gradient goes through some passes, as guidance may have it.
+
+    While its weights stay as they are, such a pass need not be made again for the same states and times.
+    """
+
+    def keeping(self, kept: "list[Tensor]") -> FlowMap:
+        """The same map, which adds to `kept` what those passes give, each [N, ...], in the order of its calls."""
+        ...
+
+    def recalling(self, kept: "Sequence[Tensor]") -> FlowMap:
+        """The same map, which takes them from `kept` instead; its calls have to be those for which they were kept."""
         ...
 
 
@@ -98,6 +114,10 @@ class Objective(Extension):
     @abstractmethod
     def predict(self, portion: Any, generator: "Generator") -> "Tensor":
         """What a network says of a portion; float32, rows first."""
+
+    def repeat(self, portion: Any, generator: "Generator") -> "Tensor":
+        """`predict` with the very weights that sampled; may spare what the rollout worked out without a gradient."""
+        return self.predict(portion, generator)
 
     @abstractmethod
     def loss(

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from workbench.contracts import Generator, Sampler
+from workbench.contracts import Detaching, Generator, Sampler
 from workbench.events import Progress
 from workbench.flow import Gaussian, seed_stream, seeded_noise
 from workbench.samplers.ode import deterministic_step
@@ -38,6 +38,7 @@ class Transition:
     means: Tensor  # [M, ...], of the policy that sampled
     log_probs: Tensor  # [M, C], mean over dimensions, of the policy that sampled
     leaves: Tensor  # [M, C, L], which of the rollout's samples descend from each child
+    kept: tuple[Tensor, ...] = ()  # [M, ...] each, what the map of `Detaching` worked out without a gradient, call by call
 
 
 @dataclass(frozen=True)
@@ -251,22 +252,29 @@ class _Drawing:
             x = yield from self._carry(x, rows, after, self.finished if last else None)
         return transitions, x
 
-    def _draw(
-        self, x: Tensor, rows: Tensor, step: int, noise: Tensor, leaves: Tensor
-    ) -> Stream[Progress, None, Transition]:
+    def _draw(self, x: Tensor, rows: Tensor, step: int, noise: Tensor, leaves: Tensor) -> Stream[Progress, None, Transition]:
         """One scored step from x [M, ...] with noise [M, C, ...]."""
         t, s = self.plan.times[step], self.plan.times[step + 1]
-        means, std = [], 0.0
+        means, std, kept = [], 0.0, []
         for start in range(0, len(x), self.plan.train_batch):
             part = slice(start, start + self.plan.train_batch)
-            gaussian = self.sampler.step(self.generator.bind(self.embeddings[rows[part]]), x[part], t, s)
+            gaussian, detached = self._step(x[part], rows[part], t, s)
             means.append(gaussian.mean)
+            kept.append(detached)
             std = gaussian.std
             yield Progress("rollout", start, len(x))
         gaussian = Gaussian(torch.cat(means), std)
         children = gaussian.mean[:, None] + std * noise
         log_probs = child_log_probs(gaussian, children)
-        return Transition(step, t, s, std, rows, x, children, gaussian.mean, log_probs, leaves)
+        calls = tuple(torch.cat(call) for call in zip(*kept, strict=True))
+        return Transition(step, t, s, std, rows, x, children, gaussian.mean, log_probs, leaves, calls)
+
+    def _step(self, x: Tensor, rows: Tensor, t: float, s: float) -> tuple[Gaussian, list[Tensor]]:
+        """The sampler's, and what an update need not work out again for it."""
+        flow_map, kept = self.generator.bind(self.embeddings[rows]), list[Tensor]()
+        if isinstance(flow_map, Detaching):
+            flow_map = flow_map.keeping(kept)
+        return self.sampler.step(flow_map, x, t, s), kept
 
     def _carry(
         self, x: Tensor, rows: Tensor, times: Sequence[float], finished: Finished | None = None

@@ -1,7 +1,7 @@
 """The policy update: from a lesson to one optimizer step an epoch, whatever the objective."""
 
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Generator as Stream
-from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -48,7 +48,8 @@ def update_policy(learner: Learns, lesson: Lesson) -> Stream[Progress, None, tup
     The ratios are [N] for each stochastic step, NaN where a sample took no part; none with one epoch, where all are exactly 1.
 
     Costs one forward and backward pass for each row of the objective's portions and epoch, and once one forward pass of the
-    reference and of the policy that sampled, where the objective wants them.
+    reference and of the policy that sampled, where the objective wants them. Passes that leave no graph, as for guidance, are
+    made again only once the weights are no longer those that sampled.
 
     Raises: FloatingPointError: if the loss or its gradient is not finite; then, as after any other error, nothing has changed.
     """
@@ -61,10 +62,11 @@ def update_policy(learner: Learns, lesson: Lesson) -> Stream[Progress, None, tup
     undo = learner.snapshot() if epochs > 1 else None
     figures: dict[str, list[Tensor]] = {}
     norm = torch.zeros(())
-    for _ in range(epochs):
+    for epoch in range(epochs):
+        predict = _first(learner) if epoch == 0 else objective.predict
         try:
             for number, portion in enumerate(portions):
-                prediction = objective.predict(portion, policy.generator)
+                prediction = predict(portion, policy.generator)
                 loss, told = objective.loss(portion, prediction, reference=references[number], old=olds[number])
                 for name, values in told.items():
                     figures.setdefault(name, []).append(values)
@@ -79,6 +81,12 @@ def update_policy(learner: Learns, lesson: Lesson) -> Stream[Progress, None, tup
     last = figures["ratio"][-len(portions) :] if epochs > 1 and "ratio" in figures else []
     told = _summary(learner, figures) | {"gradient_norm": float(norm), "update_size": size}
     return told, _by_sample(lesson.rollout, last) if last else ()
+
+
+def _first(learner: Learns) -> Callable[[Any, Generator], Tensor]:
+    """How an update asks before its first step: by the weights that sampled, unless averaged ones did."""
+    objective = learner.config.objective
+    return objective.predict if learner.behaviour is not None else objective.repeat
 
 
 @torch.no_grad()
@@ -98,7 +106,7 @@ def first_ratios(learner: Learns, lesson: Lesson) -> Iterator[Tensor]:
     """The ratios that an update would begin with, portion by portion; nothing where the rollout has no likelihood to compare."""
     objective = learner.config.objective
     for portion in objective.portions(lesson) if objective.density else ():
-        prediction = objective.predict(portion, learner.policy.generator).detach()
+        prediction = _first(learner)(portion, learner.policy.generator).detach()
         yield objective.loss(portion, prediction)[1]["ratio"]
 
 

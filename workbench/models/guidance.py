@@ -1,7 +1,9 @@
 """Classifier-free guidance: two predictions of one network, and which of them a gradient goes through."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +19,9 @@ class GuidedMap(NetworkFlowMap):
     """A network with its prompts bound whose velocity leads away from what a negative prompt gives: v- + scale (v+ - v-).
 
     With `both` the two are one pass of twice the rows, as pipelines of diffusers ask for them, and a gradient goes through both.
-    Otherwise the negative one is a pass of its own that leaves no graph, so an update pays a backward pass for half the rows.
-    Rollouts ask in the same way and shapes, since numbers that were worked out in another batch differ in their last bits.
+    Otherwise the negative one is a pass of its own that leaves no graph, which an update takes from the rollout as long as the
+    weights are those that sampled: it pays for the prompts alone, forward and backward. Rollouts ask in the same way and shapes,
+    since numbers that were worked out in another batch differ in their last bits.
 
     Args:
         prompts: [N, ...] each, or one row for all.
@@ -40,10 +43,27 @@ class GuidedMap(NetworkFlowMap):
     ) -> None:
         super().__init__(network, next(iter(prompts.values())), kind)
         self.prompts, self.negative, self.scale, self.both = prompts, negative, scale, both
+        self._detached: Callable[[Tensor, Tensor, Conditions], Tensor] | None = None  # in the place of `predict`
 
     @abstractmethod
     def predict(self, x: Tensor, t: Tensor, prompts: Conditions) -> Tensor:
         """The network's velocity, [N, ...] float32, for x [N, ...] at times t [N] with conditions of N rows."""
+
+    def keeping(self, kept: list[Tensor]) -> Self:
+        def made(x: Tensor, t: Tensor, prompts: Conditions) -> Tensor:
+            kept.append(self.predict(x, t, prompts))
+            return kept[-1]
+
+        return self._with(made)
+
+    def recalling(self, kept: Sequence[Tensor]) -> Self:
+        calls = iter(kept)
+        return self._with(lambda x, t, prompts: next(calls))
+
+    def _with(self, detached: Callable[[Tensor, Tensor, Conditions], Tensor]) -> Self:
+        other = copy(self)
+        other._detached = detached
+        return other
 
     def _average_velocity(self, x: Tensor, t: float | Tensor, s: float | Tensor) -> Tensor:
         time = time_on(x, t).expand(len(x))
@@ -56,7 +76,7 @@ class GuidedMap(NetworkFlowMap):
             v_away, v_toward = self.predict(torch.cat([x, x]), torch.cat([time, time]), joined).chunk(2)
         else:
             with torch.no_grad():
-                v_away = self.predict(x, time, away)
+                v_away = (self._detached or self.predict)(x, time, away)
             v_toward = self.predict(x, time, toward)
         return v_away + self.scale * (v_toward - v_away)
 

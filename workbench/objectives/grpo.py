@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from workbench.contracts import Generator, Objective, Sampler
+from workbench.contracts import Detaching, FlowMap, Generator, Objective, Sampler
 from workbench.flow import Gaussian
 from workbench.grpo import clip_fraction, clipped_loss, gaussian_kl, ratio_norm, step_weights
 from workbench.lesson import Lesson, portions
@@ -78,8 +78,19 @@ class GRPOObjective(Objective):
 
     def predict(self, portion: _Portion, generator: Generator) -> Tensor:
         """The means [m, ...] of the states' Gaussians; the call that sampled them, made again."""
+        return self._means(portion, self._bound(portion, generator))
+
+    def repeat(self, portion: _Portion, generator: Generator) -> Tensor:
+        flow_map, kept = self._bound(portion, generator), portion.transition.kept
+        if kept and isinstance(flow_map, Detaching):
+            flow_map = flow_map.recalling([values[portion.rows] for values in kept])
+        return self._means(portion, flow_map)
+
+    def _bound(self, portion: _Portion, generator: Generator) -> FlowMap:
+        return generator.bind(portion.embeddings[portion.transition.rows[portion.rows]])  # type: ignore[index]
+
+    def _means(self, portion: _Portion, flow_map: FlowMap) -> Tensor:
         transition = portion.transition
-        flow_map = generator.bind(portion.embeddings[transition.rows[portion.rows]])  # type: ignore[index]
         return portion.sampler.step(flow_map, transition.states[portion.rows], transition.t, transition.s).mean
 
     def loss(
