@@ -17,7 +17,7 @@ from workbench.config import PRESETS, configure
 from workbench.evaluate import deployed_sampler, load_policy
 from workbench.events import Evaluated, GroupsScored
 from workbench.flow import time_grid
-from workbench.models.outline import META, outline, prompts_of
+from workbench.models.outline import META, outline
 from workbench.models.policy import Policy
 from workbench.models.sana import SanaMap, SanaModel, SanaSprintModel, _instruction
 from workbench.models.tiny import TOKENS
@@ -317,7 +317,8 @@ def test_what_is_published_has_the_size_that_is_published_and_draws_1024_pixels(
     for made, numbers in ((SanaModel(), 1.60e9), (SanaSprintModel(), 1.61e9)):
         generator = outline(made)
         assert sum(p.numel() for p in generator.network.parameters()) == pytest.approx(numbers, rel=0.005)
+        generator.encoders.device = META
         with META:
-            flow_map, x = generator.bind(prompts_of(generator, 2)), torch.empty(2, *generator.latent_shape)
+            flow_map, x = generator.bind(generator.embed(PROMPTS[:2])), torch.empty(2, *generator.latent_shape)
             state = flow_map(x, 0.7, 0.0) if made.kind == "single_time" else flow_map.velocity(x, 0.7)
             assert generator.decode(state).shape == (2, 3, 1024, 1024)
