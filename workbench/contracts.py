@@ -144,6 +144,7 @@ class Reward(Extension):
 
     domain: ClassVar[str] = ""  # the task whose images it understands; empty for any
     background: ClassVar[bool] = False  # so slow that as a judge it works beside the training
+    published: ClassVar[int] = 0  # parameters of the networks that it loads as they were published; 0 for none
     waits: ClassVar[bool] = False  # others work for it, elsewhere: it takes little here, and the more pictures at once the better
 
     @abstractmethod

@@ -32,6 +32,8 @@ class Aesthetic(LearnedReward):
         description="file of its own weights (sac+logos+ava1-l14-linearMSE.pth), or OWNER/MODEL/FILE on the hub",
     )
 
+    published = 427_616_513
+
     def weight_files(self) -> tuple[Path, ...]:
         return (*super().weight_files(), *cached_files(self.predictor))
 

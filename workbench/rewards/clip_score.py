@@ -23,6 +23,8 @@ class CLIPScore(LearnedReward):
     source: str = Field("openai/clip-vit-large-patch14", description="folder of a CLIP, or its id on the hub")
     scale: float = Field(100.0, gt=0, description="the cosine is multiplied by it: 100 as in most tables, 1 leaves the cosine")
 
+    published = 427_616_513
+
     def scorer(self, device: torch.device) -> RewardFunction:
         clip = load_clip(self.source, device, setting=f"{self.name}.source", dtype=DTYPES[self.dtype], offline=self.offline)
         return lambda images, prompts: self.scale * clip.agreement(images, prompts)

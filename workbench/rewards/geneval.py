@@ -65,6 +65,7 @@ class GenEval(LearnedReward):
     batch: int = Field(8, ge=1, le=256, description="pictures that the detector sees at a time")
 
     domain = "geneval"
+    published = 68_741_083 + 427_616_513  # Mask2Former and CLIP
 
     def weight_files(self) -> tuple[Path, ...]:
         return (*cached_files(self.source or SOURCES[self.detector]), *cached_files(self.clip))

@@ -34,6 +34,8 @@ class HPS(LearnedReward):
         description="folder or id of the CLIP that it was trained from: its shape, its tokenizer and its view of pictures",
     )
 
+    published = 986_109_441
+
     def scorer(self, device: torch.device) -> RewardFunction:
         path = hub_file(self.source, f"{self.name}.source", offline=self.offline)
         base = transformers_folder(self.processor, f"{self.name}.processor", weights=False, offline=self.offline)

@@ -28,6 +28,8 @@ class ImageReward(Reward):
     med_config: str = Field("", description="file med_config.json of its text encoder; empty lets the package fetch it")
     batch: int = Field(32, ge=1, le=1024, description="pictures that the network sees at a time")
 
+    published = 447_000_000
+
     def weight_files(self) -> tuple[Path, ...]:
         path = Path(self.source).expanduser()
         return (path,) if path.is_file() else ()

@@ -29,6 +29,8 @@ class PickScore(LearnedReward):
         26.0, gt=0, description="the score is divided by it: 26 as in Flow-GRPO, which makes about 0.8; 1 leaves it as published"
     )
 
+    published = 986_109_441
+
     def scorer(self, device: torch.device) -> RewardFunction:
         clip = load_clip(
             self.source,
