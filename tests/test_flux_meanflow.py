@@ -343,6 +343,19 @@ def test_what_has_no_forward_derivative_says_what_to_use_instead(plain: Path, mo
         list(distil(recipe(plain, same_time=0.0)))
 
 
+def test_prompts_are_read_before_the_networks_are_loaded(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted, order = recipe(plain, steps=1), list[str]()
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))  # so that prompts are read again
+    for name in ("read", "load_transformer"):
+        usual = getattr(FluxMeanFlowModel, name)
+        monkeypatch.setattr(
+            FluxMeanFlowModel, name, lambda *given, name=name, usual=usual: (order.append(name), usual(*given))[1]
+        )
+    assert isinstance(told(distil(wanted))[-1], Finished)
+    assert order[0] == "read"
+    assert set(order[order.index("load_transformer") :]) == {"load_transformer"}
+
+
 def test_a_distillation_that_goes_on_is_the_one_that_never_stopped(plain: Path) -> None:
     wanted = recipe(plain)
     events = told(distil(wanted))

@@ -11,10 +11,10 @@ from pydantic import Field
 from torch import Tensor
 from toy_training import Redness, ToyModel, assert_same_state, keep, kinds, plain, told, toy
 
-from workbench.config import RunConfig
+from workbench.config import RunConfig, configure
 from workbench.events import CheckpointReady, Event, GroupsScored, IterationDone
 from workbench.grpo import gdpo_advantages, group_advantages
-from workbench.learner import Learner
+from workbench.learner import Learner, prompts_of
 from workbench.lesson import Lesson
 from workbench.objectives.grpo import GRPOObjective
 from workbench.rollout import Rollout, drain, sample_rollout
@@ -58,6 +58,21 @@ class Lagging(GRPOObjective):
 
 def learner_of(config: RunConfig) -> Learner:
     return Learner(config, Accelerator(cpu=True))
+
+
+def test_every_prompt_is_known_beforehand_and_what_is_left_of_a_run_that_changed() -> None:
+    config = configure("shapes", {"iterations": 3, "grpo.groups": 2, "evaluation.images": 8, "evaluation.final_images": 8})
+    learner, drawn = learner_of(config), set[str]()
+    for learner.iteration in range(config.iterations):
+        drawn.update(learner.draw_prompts()[0])
+    shown = set(config.task.prompts("held_out"))
+    assert drawn <= set(prompts_of(config)) <= drawn | shown
+    assert len(prompts_of(config)) == len(set(prompts_of(config)))
+    (chosen,) = config.task.prompts("train")[:1]
+    changed = CheckpointReady(config.iterations - 1, {}, {"changes": {"prompts": [chosen]}})
+    assert chosen in prompts_of(config, changed)
+    assert set(prompts_of(config, changed)) <= {chosen} | shown
+    assert not drawn <= {chosen} | shown
 
 
 def lesson_of(parts: Mapping[str, Tensor] | None = None, **changes: Any) -> tuple[Learner, Rollout, Lesson, Tensor]:
