@@ -157,12 +157,12 @@ def test_what_is_kept_goes_with_its_rollout() -> None:
         gc.enable()
 
 
-@pytest.mark.parametrize("mode", ["all", "branch", "tree"])
+@pytest.mark.parametrize("mode", ["all", "branch"])
 def test_a_run_is_bit_for_bit_the_run_that_makes_every_pass_again(
     family: Family, folder: Path, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = family.run(
-        folder, iterations=2, grpo__group_size=8, rollout__mode=mode, rollout__completion="compose", compute__train_batch=3,
+        folder, iterations=2, rollout__mode=mode, rollout__completion="compose", compute__train_batch=3,
         compute__precision="bf16", objective__kl_weight=0.01,
     )  # fmt: skip
     events = told(train(config))
