@@ -9,9 +9,11 @@ from toy_run import toy_config
 from workbench.config import RunConfig
 from workbench.evaluate import load_policy, stream_images
 from workbench.events import CheckpointReady, Started
+from workbench.learner import Learner
 from workbench.policies import Policies, choose
 from workbench.rollout import drain
 from workbench.store import Store
+from workbench.train import make_accelerator
 
 TIMES = (1.0, 0.5, 0.0)
 
@@ -46,6 +48,19 @@ def test_scale_leads_from_the_base_to_the_tuned_policy(store: Store, adapter: Li
     half = (images(policies, run, 3, 0.5) - base).abs().mean()
     assert 0 < half < (expected - base).abs().mean()
     assert torch.equal(images(policies, run, 3), expected)  # a scale leaves nothing behind
+
+
+def test_pictures_are_drawn_in_the_precision_of_their_run(store: Store) -> None:
+    policies, seen = Policies(store), []
+    for precision in ("no", "bf16"):
+        config = toy_config(5, **{"compute.precision": precision, "compute.device": "cpu"})
+        run = store.create("train", config.model_dump(mode="json"), title="base", origin="test")
+        learner = Learner(config, make_accelerator(config))
+        own = drain(stream_images(learner.policy.generator, ["a red circle"] * 2, [1, 2], times=TIMES))
+        learner.close()
+        assert torch.equal(images(policies, run, 0), own)
+        seen.append(own)
+    assert not torch.equal(*seen)
 
 
 def test_checkpoints_of_one_model_share_its_network(store: Store) -> None:

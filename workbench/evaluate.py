@@ -28,7 +28,10 @@ def image_noise(seeds: Sequence[int], shape: Sequence[int], device: torch.device
 
 
 def load_policy(config: RunConfig, checkpoint: CheckpointReady | None = None, device: torch.device | str = "cpu") -> Policy:
-    """The policy of a run as evaluation sees it: the averaged weights of a checkpoint, or the base where there is none."""
+    """The policy of a run as evaluation sees it: the averaged weights of a checkpoint, or the base where there is none.
+
+    It is asked in the precision of the run, so that it draws here what it drew there.
+    """
     adapter = config.adapter
     policy = Policy(
         config.model,
@@ -37,6 +40,7 @@ def load_policy(config: RunConfig, checkpoint: CheckpointReady | None = None, de
         rank=adapter.rank,
         alpha=adapter.alpha,
         seed=config.seed,
+        precision=config.compute.precision,
         start=adapter.start,
         reference=adapter.reference,
         other_base=adapter.other_base,

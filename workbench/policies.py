@@ -160,7 +160,7 @@ class Policies:
         from workbench.evaluate import load_policy
 
         config = chosen.config
-        key = config.model.model_dump_json() + config.adapter.model_dump_json()
+        key = config.model.model_dump_json() + config.adapter.model_dump_json() + config.compute.precision
         if key not in self._networks:
             self._make_room()
             self._networks[key] = load_policy(config, None, choose_device(config.compute.device))
