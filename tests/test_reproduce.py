@@ -253,7 +253,7 @@ def test_what_cannot_be_reproduced_is_refused_and_leaves_nothing(store):
         reproduce(store, run)
     (store.folder(run) / FILE).unlink()
     assert since(store, run) is None
-    assert len(store.runs()) == 4
+    assert len(store.runs()) == 3
     assert read_replay(store.folder(reproduce(store, run)) / "replay.json").threads == ()
 
 
