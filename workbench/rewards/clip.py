@@ -17,13 +17,12 @@ from workbench.rewards.views import View, read_view
 KEPT = 8192
 """Most prompts whose directions stay in memory."""
 
-_TEXTS = 256  # prompts that are read at a time
-
 
 class CLIP:
     """A CLIP of transformers with its tokenizer and its view of pictures. Needs no torchvision.
 
-    A prompt is read once, however often it comes; of a long one only the beginning counts, 77 tokens in all published models.
+    A prompt is read once and by itself, so that its direction is bit by bit the same whichever prompts come with it, also in a
+    run that goes on from a checkpoint. Of a long one only the beginning counts, 77 tokens in all published models.
 
     Args:
         model: a `CLIPModel`.
@@ -49,11 +48,8 @@ class CLIP:
         """Directions [N, D] of length 1, float32."""
         found = {text: newest(self._directions, text, KEPT) for text in texts if text in self._directions}
         fresh = [text for text in dict.fromkeys(texts) if text not in found]
-        for start in range(0, len(fresh), _TEXTS):
-            portion = fresh[start : start + _TEXTS]
-            found.update(zip(portion, self._read(portion), strict=True))
         for text in fresh:
-            self._directions[text] = found[text]
+            found[text] = self._directions[text] = self._read(text)
             newest(self._directions, text, KEPT)
         return torch.stack([found[text] for text in texts])
 
@@ -61,11 +57,12 @@ class CLIP:
         """Cosine of each picture and its prompt, [N]."""
         return (self.images(images) * self.texts(prompts)).sum(-1)
 
-    def _read(self, texts: Sequence[str]) -> Tensor:
+    def _read(self, text: str) -> Tensor:
+        """[D] of length 1, float32."""
         most = self.model.config.text_config.max_position_embeddings
-        tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=most, return_tensors="pt").to(self.device)
+        tokens = self.tokenizer([text], truncation=True, max_length=most, return_tensors="pt").to(self.device)
         pooled = self.model.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
-        return functional.normalize(self.model.text_projection(pooled).float(), dim=-1)
+        return functional.normalize(self.model.text_projection(pooled).float(), dim=-1)[0]
 
 
 def load_clip(
