@@ -22,6 +22,7 @@ from workbench.evaluate import load_policy
 from workbench.events import CheckpointReady, IterationDone
 from workbench.export import read_archive, write_archive, write_weights
 from workbench.lora_runs import take_lora
+from workbench.models.diffusers_folder import fingerprint
 from workbench.models.lora import DIFFUSERS, DIFFUSERS_NOTE, NOTE, PEFT, read_lora
 from workbench.models.policy import Policy
 from workbench.policies import Policies, choose
@@ -31,6 +32,7 @@ from workbench.store import Store
 from workbench.train import train
 
 TIMES = (1.0, 0.6, 0.3, 0.0)
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -239,6 +241,39 @@ def test_a_lora_of_other_weights_is_refused_unless_it_is_wanted(
     with pytest.raises(ValueError, match=r"was trained on tiny-flux \(\w+\), and model 'flux' is other-flux \(\w+\); choose"):
         load_policy(FLUX.run(other, adapter__start=str(trained[0])))
     load_policy(FLUX.run(other, adapter__start=str(trained[0]), adapter__other_base=True))
+
+
+@pytest.fixture(scope="module")
+def sizeable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with weights of which an adapter changes neither the first nor the last megabytes."""
+    root = tmp_path_factory.mktemp("sizeable")
+    (root / "transformer").mkdir()
+    (root / "transformer" / "config.json").write_text(json.dumps({"_class_name": "Net", "heads": 2, "_diffusers_version": "1"}))
+    sides = {"a_first": 1024, "m_attn.to_q": 256, "m_attn.to_v": 256, "z_last": 1024}
+    save_file({f"{name}.weight": noise((side, side), 1)[0] for name, side in sides.items()}, root / "transformer" / WEIGHTS)
+    return root
+
+
+def test_weights_that_an_adapter_was_fused_into_are_another_base(sizeable: Path, tmp_path: Path) -> None:
+    fused = shutil.copytree(sizeable, tmp_path / "fused")
+    tensors = load_file(fused / "transformer" / WEIGHTS)
+    tensors["m_attn.to_q.weight"] += 1e-3 * noise((256, 2), 1)[0] @ noise((2, 256), 1)[0]
+    save_file(tensors, fused / "transformer" / WEIGHTS)
+    assert fingerprint(fused, ["transformer"]) != fingerprint(sizeable, ["transformer"])
+
+
+def test_weights_are_the_same_base_in_other_files_and_under_settings_laid_out_otherwise(sizeable: Path, tmp_path: Path) -> None:
+    again = shutil.copytree(sizeable, tmp_path / "again")
+    config, file = again / "transformer" / "config.json", again / "transformer" / WEIGHTS
+    config.write_text(json.dumps({"heads": 2, "_diffusers_version": "2", "_class_name": "Net"}, indent=4))
+    for number, part in enumerate(sorted(load_file(file).items())):
+        save_file(dict([part]), file.with_name(f"{number}.safetensors"), {"format": "pt"})
+    file.with_name(f"{WEIGHTS}.index.json").write_text("{}")
+    file.unlink()
+    whole = fingerprint(sizeable, ["transformer"])
+    assert fingerprint(again, ["transformer"]) == whole
+    config.write_text(json.dumps({"heads": 4, "_class_name": "Net"}))
+    assert fingerprint(again, ["transformer"]) != whole
 
 
 @pytest.mark.parametrize(
