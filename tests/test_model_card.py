@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from tiny_flux import FLUX
 from toy_run import toy_config, toy_events
 
 from workbench.__main__ import main
-from workbench.card_text import hub_base, without_places
+from workbench.card_text import Card, card_text, hub_base, without_places
 from workbench.config import RunConfig
 from workbench.evaluate import load_policy
 from workbench.events import CheckpointReady
 from workbench.figures.painted import HEIGHT, WIDTH, paint
 from workbench.figures.style import figure
+from workbench.history import History
 from workbench.merging import write_merged
 from workbench.model_card import SETTINGS, SHOWN, write_card
 from workbench.models.lora import DIFFUSERS
@@ -126,6 +128,19 @@ def test_words_of_people_stay_words(store: Store) -> None:
     run = recorded(store, title="A <b>bold</b> | title *here*")
     text = (drain(write_card(store, run.id)) / "README.md").read_text()
     assert "# A &lt;b&gt;bold&lt;/b&gt; | title \\*here\\*" in text
+
+
+def test_a_prompt_runs_no_command_in_the_shell_that_is_told_to_draw_it(store: Store, tmp_path: Path) -> None:
+    prompt = "un café à l'aube $(touch made) `touch made` $HOME"
+    config = toy_config(20, **{"adapter.kind": "lora"})
+    card = Card(store, recorded(store, config), config, History(), 20, "", "me/toy", False)
+    text = card_text(card, [{"prompt": prompt, "seed": 1, "before": "a.png", "after": "b.png"}], [])
+    (code,) = re.findall(r"```bash\n(.*?)\n```", sections(text)["How to use it"], re.S)
+    said = subprocess.run(
+        ["bash", "-c", f"python() {{ printf '%s\\n' \"$@\"; }}\n{code}"], cwd=tmp_path, capture_output=True, check=True
+    )
+    assert prompt in said.stdout.decode().split("\n")
+    assert not (tmp_path / "made").exists()
 
 
 def test_places_on_this_machine_are_not_told(made: tuple[Store, Run, Path]) -> None:

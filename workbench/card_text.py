@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -243,8 +244,9 @@ def _use(card: Card, pairs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         told += ["adapter.kind=lora", f"adapter.rank={config.adapter.rank}", "adapter.start=FOLDER"]
     elif not isinstance(model, PipelineModel):
         told += ["model.weights=FOLDER/model.safetensors"]
-    settings = "".join(f" \\\n  --set {each}" for each in told)
-    code = f"python -m workbench sample --preset {_preset(config)}{settings} \\\n  --prompt {json.dumps(prompt)} --steps {steps}"
+    settings = "".join(f" \\\n  --set {shlex.quote(each)}" for each in told)
+    asked = shlex.quote(" ".join(prompt.split()))
+    code = f"python -m workbench sample --preset {_preset(config)}{settings} \\\n  --prompt {asked} --steps {steps}"
     return {"sentence": "With Flow-Map Workbench, where FOLDER is a copy of this one:", "language": "bash", "code": code}
 
 
