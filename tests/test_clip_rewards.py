@@ -121,6 +121,9 @@ def test_a_whole_picture_is_shown_on_black(clip_folder: Path) -> None:
     assert seen.shape == (1, 3, SIDE, SIDE)
     rows = seen[0, 0, :, 0]
     assert rows.round().tolist() == [0] * 7 + [1] * 14 + [0] * 7
+    odd = View(shortest=224, crop=(224, 224), mean=(0, 0, 0), std=(1, 1, 1)).padded()(torch.ones(1, 3, 832, 1216))[0, 0]
+    assert odd.sum(0).tolist() == [153] * 224  # of 71 black rows 35 are above, as published
+    assert odd.sum(1).tolist() == [0] * 35 + [224] * 153 + [0] * 36
     square = pictures(2, 40, 40)
     assert torch.equal(view(square), read_view(clip_folder)(square))
 

@@ -43,7 +43,7 @@ class View:
         if any(self.crop):
             pixels = _middle(pixels, *self.crop)
         if self.square:
-            pixels = _middle(pixels, self.square, self.square)
+            pixels = _on_black(pixels, self.square)
         mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         return (pixels / 255 - mean) / std
 
@@ -102,6 +102,12 @@ def _sides(size: int | Mapping[str, int]) -> Mapping[str, int]:
 def _cut(size: Mapping[str, int]) -> tuple[int, int]:
     side = size.get("shortest_edge", 0)
     return size.get("height", side), size.get("width", side)
+
+
+def _on_black(pixels: Tensor, side: int) -> Tensor:
+    """Padded to a square around the middle; what is odd goes below and to the right, as in HPS v2 (arXiv:2306.09341)."""
+    high, wide = side - pixels.shape[-2], side - pixels.shape[-1]
+    return functional.pad(pixels, (wide // 2, wide - wide // 2, high // 2, high - high // 2))
 
 
 def _middle(pixels: Tensor, height: int, width: int) -> Tensor:
