@@ -209,6 +209,10 @@ def test_half_precision_says_nearly_the_same(clip_folder: Path) -> None:
     exact, rough = (CLIPScore(source=str(clip_folder), dtype=dtype).load(CPU)(images, PROMPTS) for dtype in ("fp32", "bf16"))
     assert rough.dtype == torch.float32
     assert 0 < (exact - rough).abs().max() < 5
+    scale, rounded = (
+        load_clip(str(clip_folder), CPU, setting="it", dtype=dtype).scale for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert scale == rounded == pytest.approx(math.exp(2.6592))
 
 
 def predictor_file(path: Path, width: int = WIDTH) -> dict[str, Tensor]:

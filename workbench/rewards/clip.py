@@ -27,12 +27,13 @@ class CLIP:
     Args:
         model: a `CLIPModel`.
         tokenizer: its tokenizer.
+        dtype: what the network computes in; as it is where None. Its `scale` is read before, since rounded it would be another.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, view: View, device: torch.device) -> None:
-        self.model = model.to(device).requires_grad_(False).eval()
-        self.tokenizer, self.view, self.device = tokenizer, view, device
+    def __init__(self, model: Any, tokenizer: Any, view: View, device: torch.device, dtype: torch.dtype | None = None) -> None:
         self.scale = float(model.logit_scale.float().exp())
+        self.model = model.to(device, dtype).requires_grad_(False).eval()
+        self.tokenizer, self.view, self.device = tokenizer, view, device
         self._directions: OrderedDict[str, Tensor] = OrderedDict()
 
     def images(self, images: Tensor) -> Tensor:
@@ -82,8 +83,8 @@ def load_clip(
     from transformers import CLIPModel
 
     with loading(folder):
-        model = CLIPModel.from_pretrained(folder, dtype=dtype, use_safetensors=True)
-    return CLIP(model, read_tokenizer(own), read_view(own), device)
+        model = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    return CLIP(model, read_tokenizer(own), read_view(own), device, dtype)
 
 
 def read_tokenizer(folder: Path) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 from workbench.contracts import RewardFunction
 from workbench.models.transformers_folder import HEAD, hub_file, settings, transformers_folder
 from workbench.rewards.checkpoints import clip_of_open_clip, read_archive
-from workbench.rewards.clip import CLIP, check_is, load_clip
+from workbench.rewards.clip import check_is, load_clip
 from workbench.rewards.learned import DTYPES, LearnedReward
 from workbench.weight_cache import converted_folder
 
@@ -43,8 +43,8 @@ class HPS(LearnedReward):
         config = settings(base / HEAD, f"{base} has no {HEAD}")
         folder = converted_folder(path, config, lambda origin: _converted(origin, config, self.name), "open_clip 1")
         clip = load_clip(str(folder), device, setting=f"{self.name}.source", dtype=DTYPES[self.dtype], processor=str(base))
-        whole = CLIP(clip.model, clip.tokenizer, clip.view.padded(), device)
-        return whole.agreement
+        clip.view = clip.view.padded()  # whole pictures
+        return clip.agreement
 
 
 def _converted(path: Path, config: Mapping[str, Any], setting: str) -> Mapping[str, Tensor]:
