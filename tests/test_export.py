@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from toy_run import PROMPTS, toy_config, toy_events
 
 from workbench import export, merging
@@ -225,6 +225,20 @@ def test_merging_into_another_base_is_refused(store: Store, tmp_path: Path) -> N
     ):
         drain(merge(tmp_path / "x.safetensors", wide, configure("shapes_lora"), {}))
     assert list(tmp_path.glob("*.safetensors")) == []
+
+
+def test_a_lora_of_a_convolution_is_merged_as_peft_merges_it(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from peft.utils import get_peft_model_state_dict
+
+    config = configure("shapes_lora", {"model.weights": str(tmp_path / "base.safetensors")})
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 5, (3, 2)))
+    save_file({f"network.{name}": value for name, value in network.state_dict().items()}, tmp_path / "base.safetensors")
+    settings = {"r": config.adapter.rank, "lora_alpha": config.adapter.alpha, "target_modules": ["0"], "init_lora_weights": False}
+    adapted = get_peft_model(network, LoraConfig(**settings))
+    drain(merge(tmp_path / "merged.safetensors", get_peft_model_state_dict(adapted), config, {}))
+    expected = adapted.merge_and_unload()[0].weight
+    torch.testing.assert_close(load_file(tmp_path / "merged.safetensors")["network.0.weight"], expected.detach())
 
 
 def test_a_merge_that_ends_early_leaves_nothing(store: Store, tmp_path: Path) -> None:

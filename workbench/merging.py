@@ -89,8 +89,8 @@ class _Learned:
             return self.whole[name]
         if name not in self.factors:
             return weight
-        both = self.factors[name]
-        return weight.float() + self.scale * (both["B"].float() @ both["A"].float())
+        first, second = (self.factors[name][factor].float().flatten(1) for factor in "AB")  # of a convolution too
+        return weight.float() + self.scale * (second @ first).view_as(weight)
 
 
 def write_merged(
