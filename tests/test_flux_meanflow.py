@@ -287,6 +287,22 @@ def test_both_derivatives_along_the_path_agree(folders: dict[str, Path], kind: s
     assert next(network.parameters()).grad is None
 
 
+def test_a_difference_reaches_as_far_as_the_numbers_are_coarse(plain: Path) -> None:
+    """Of bfloat16 against the exact derivative in float32: a short step would mostly measure rounding."""
+    exact, coarse = recipe(plain), recipe(plain, dtype="bf16", precision="bfloat16")
+    assert (exact.reach, coarse.reach, recipe(plain, precision="bfloat16").reach) == (0.005, 0.05, 0.05)
+    assert recipe(plain, dtype="bf16", difference=0.01).reach == 0.01
+    x, t, s, v = noise((4, 8, 8)), torch.tensor([0.9, 0.6, 0.8]), torch.tensor([0.2, 0.5, 0.0]), noise((4, 8, 8), seed=1)
+
+    def slope(wanted: DistillationRecipe, **how: Any) -> Tensor:
+        generator = wanted.student(wanted.beginning(), CPU).generator
+        return slope_along(generator.bind(generator.embed(PROMPTS)), x, t, s, v, **how)  # type: ignore[arg-type]
+
+    wanted = slope(exact)
+    near, short = (slope(coarse, by="difference", reach=reach) for reach in (coarse.reach, 0.005))
+    assert (near - wanted).norm() < 0.2 * wanted.norm() < (short - wanted).norm()
+
+
 def test_the_target_is_the_teachers_velocity_less_the_slope_and_no_gradient_runs_through_it(plain: Path) -> None:
     wanted = recipe(plain, same_time=0.0)
     work = Distillation(wanted, wanted.beginning(), CPU)

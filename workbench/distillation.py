@@ -106,7 +106,13 @@ class DistillationRecipe(Settings):
     derivative: Literal["jvp", "difference"] = Field(
         "jvp", description="du/dt by forward differentiation, exact; or by a difference of two passes, which takes any attention"
     )
-    difference: float = Field(0.005, gt=0, le=0.1, description="half the step in time of that difference")
+    difference: float = Field(
+        0.0,
+        ge=0,
+        le=0.1,
+        description="half the step in time of that difference; 0 takes 0.005, and with coarser numbers than float32, whose "
+        "rounding a short step magnifies, 0.05",
+    )
 
     shift: float = Field(1.9, ge=1, le=12, description="shift of the time grids of samples toward noise")
     report_every: int = Field(10, ge=1, description="steps between reported losses")
@@ -121,6 +127,12 @@ class DistillationRecipe(Settings):
     @property
     def iterations(self) -> int:
         return self.steps
+
+    @property
+    def reach(self) -> float:
+        """Half the step in time of a difference."""
+        exact = self.dtype == "fp32" and self.precision == "float32"
+        return self.difference or (0.005 if exact else 0.05)
 
     @property
     def task(self) -> PromptsTask:
@@ -339,7 +351,7 @@ class Distillation:
             velocity = teacher.bind(prompts).velocity(x, t)
         target, apart = velocity.clone(), ~same
         if apart.any():
-            own, by, reach = apart.to(self.device), recipe.derivative, recipe.difference
+            own, by, reach = apart.to(self.device), recipe.derivative, recipe.reach
             slope = slope_along(self._map(prompts[apart]), x[own], t[own], s[own], velocity[own], by=by, reach=reach)
             target[own] -= _column(t[own] - s[own]) * slope
         predicted = self._map(prompts).average_velocity(x, t, s)
