@@ -246,7 +246,7 @@ class RunConfig(Settings):
     task: _choice(TASKS) = Field(default_factory=TASKS["shapes"], description="prompts and domain")  # type: ignore[valid-type]
     model: _choice(MODELS) = Field(default_factory=MODELS["shapes"], description="the generator that is aligned")  # type: ignore[valid-type]
     sampler: _choice(SAMPLERS) = Field(default_factory=SAMPLERS["asfmc"], description="transition kernel of the rollouts")  # type: ignore[valid-type]
-    prompts: tuple[str, ...] = Field((), description="prompts to train on, separated by commas; none: all of the task's")
+    prompts: tuple[str, ...] = Field((), description="prompts to train on; none: all of the task's")
     rewards: tuple[WeightedReward, ...] = Field(
         default_factory=lambda: rewards(shapes_dense=0.5, shapes_exact=0.5, shapes_fidelity=0.2),
         min_length=1,

@@ -8,7 +8,7 @@ from workbench.presets.sd35 import SD35
 from workbench.settings import RunConfig
 
 PRESET_GROUPS: dict[str, dict[str, RunConfig]] = {
-    "Anywhere: generators that ship with the workbench": EMBEDDED,
+    "Anywhere: generators that ship with the workbench, and a random FLUX": EMBEDDED,
     "FLUX.1: a GPU and its weights": FLUX,
     "SANA-Sprint: a GPU and its weights": SANA,
     "Stable Diffusion 3.5: a GPU and its weights": SD35,

@@ -57,7 +57,9 @@ class PromptsTask(Task):
         "none", description="a list of 200 that comes along; general: scenes of all kinds; text: quoted words to be drawn"
     )
     lines: tuple[str, ...] = Field(
-        EXAMPLES, description="prompts where there is no file and no packaged list, separated by commas in a form"
+        EXAMPLES,
+        description="prompts where there is no file and no packaged list",
+        json_schema_extra={"when": {"packaged": ["none"]}},
     )
     held_out_share: float = Field(0.2, gt=0, lt=1, description="share of the prompts that is held out, at least one")
 
