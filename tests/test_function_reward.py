@@ -1,6 +1,11 @@
 """Any function as a reward: which may be used, what it may give, and how its mistakes are told."""
 
 import json
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +14,12 @@ import torch
 from torch import Tensor
 from toy_training import told, toy
 
+import workbench.rewards.function as function_module
 from workbench.contracts import RewardFailed
 from workbench.events import IterationDone
 from workbench.provenance import weights_of
 from workbench.rewards.function import FOLDER, MODULES, Function, find_function
+from workbench.rollout import drain
 from workbench.scoring import Rewards
 from workbench.settings import WeightedReward
 from workbench.train import train
@@ -25,8 +32,11 @@ PROMPTS = [f"prompt {index}" for index in range(5)]
 EXPECTED = IMAGES[:, 0].mean((1, 2))
 
 CODE = """
+import threading
 from dataclasses import dataclass
 import numpy as np
+
+GATE = threading.Event()
 
 @dataclass
 class Taste:
@@ -80,6 +90,13 @@ def lonely(images):
 
 def greedy(images, prompts, tokenizer):
     return images
+
+def hangs(images, prompts):
+    GATE.wait(60)
+    return images[:, 0].mean((1, 2))
+
+def late(images, prompts):
+    raise TimeoutError("the database is slow")
 
 level = 3
 """
@@ -190,6 +207,7 @@ def test_what_cannot_be_used_is_told_when_it_is_loaded(function: str, told: str)
         ("words", "taste.py:words must give 5 numbers, got list"),
         ("nothing", "taste.py:nothing must give 5 numbers, got NoneType"),
         ("nan", "nan for sample 3, prompt 'prompt 3'"),
+        ("late", "raised TimeoutError: the database is slow, for sample 0"),
         ("breaks", "raised ZeroDivisionError: no third image, for sample 2, prompt 'prompt 2'"),
     ],
 )
@@ -207,7 +225,45 @@ def test_a_run_is_trained_on_a_function_and_its_code_is_on_record(folder: Path) 
     assert len(weights_of("function", *reward.weight_files()).sha256) == 64
     events = told(train(toy(reward, iterations=2)))
     assert all("reward/function" in event.metrics for event in events if isinstance(event, IterationDone))
-    assert json.loads(reward.model_dump_json()) == {"name": "function", "function": "taste.py:tensor"}
+    assert json.loads(reward.model_dump_json()) == {"name": "function", "function": "taste.py:tensor", "timeout": 1800.0}
+
+
+def gate(rewards: Rewards) -> threading.Event:
+    return rewards._loaded[0]._function.__globals__["GATE"]
+
+
+def test_a_function_that_hangs_is_an_error_that_names_it_and_can_be_closed() -> None:
+    rewards = Rewards([WeightedReward(reward=Function(function="taste.py:hangs", timeout=0.3))], CPU)
+    scores = rewards.begin()
+    scores.add(IMAGES, PROMPTS)
+    with pytest.raises(RewardFailed, match=r"taste\.py:hangs did not answer within function\.timeout = 0\.3 s, .*'prompt 0'"):
+        drain(scores.collect())
+    gate(rewards).set()
+    assert torch.equal(rewards.score(IMAGES, PROMPTS)["function"], EXPECTED)  # in a new thread
+    rewards.close()
+
+
+def test_closing_waits_a_little_for_a_function_and_then_leaves_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(function_module, "GRACE", 0.2)
+    rewards = Rewards([WeightedReward(reward=Function(function="taste.py:hangs"))], CPU)
+    scores = rewards.begin()
+    scores.add(IMAGES, PROMPTS)
+    began = time.monotonic()
+    rewards.close()
+    assert time.monotonic() - began < 10
+    with pytest.raises((RewardFailed, CancelledError)):
+        drain(scores.collect())
+    gate(rewards).set()
+
+
+def test_a_program_ends_though_a_function_hangs(folder: Path) -> None:
+    code = (
+        "import torch; from workbench.rewards.function import Function\n"
+        "try: Function(function='taste.py:hangs', timeout=0.2).load('cpu')(torch.rand(1, 3, 4, 4), ['a'])\n"
+        "except ValueError as error: print(error)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=True)
+    assert "did not answer within" in ended.stdout
 
 
 def test_functions_written_in_c_may_be_used_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,7 @@ OWNERS = {
         "workbench.jobs",
         "workbench.making",
         "workbench.rewards.asking",
+        "workbench.rewards.function",
         "workbench.rewards.jpeg",
         "workbench.rewards.ocr",
         "workbench.scoring",
@@ -69,7 +70,7 @@ OWNERS = {
 
 LAYERS = (
     {"flow"},
-    {"contracts", "grpo", "events", "optim", "newest", "whole_file", "prompt_cache", "weight_cache"},
+    {"contracts", "grpo", "events", "optim", "newest", "first_line", "whole_file", "prompt_cache", "weight_cache"},
     {"samplers", "rewards", "models", "tasks", "lab", "energy"},
     {"rollout", "lesson"},
     {"objectives"},
@@ -78,7 +79,7 @@ LAYERS = (
     {"config"},
     {"planning", "evaluate", "scoring", "sampling", "axes", "pathlab", "retrace", "memory", "footprint"},
     {"ranks", "examiner", "learner", "update", "preflight", "train", "pretrain", "recipes", "preferences", "plane"}
-    | {"distillation", "captioned", "two_time"},
+    | {"distillation", "captioned", "two_time", "linked"},
     {
         "store",
         "jobs",
@@ -138,6 +139,7 @@ QUIET = {
     "retrace",
     "plane",
     "newest",
+    "first_line",
     "examiner",
     "learner",
     "update",

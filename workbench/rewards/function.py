@@ -7,20 +7,26 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError, wait
+from contextlib import suppress
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal
+from weakref import finalize
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from workbench.contracts import Reward, RewardFunction
+from workbench.contracts import Reward, RewardFailed, RewardFunction
 
 FOLDER = "WORKBENCH_REWARDS"
 """The environment variable that names the folder of files; without it `rewards` in the working folder, beside `runs`."""
 MODULES = "WORKBENCH_REWARD_MODULES"
 """The environment variable that lists modules, separated by commas, from which functions may be taken besides."""
+GRACE = 5.0
+"""Seconds that a function at work has to finish in when it is closed."""
 
 
 class Function(Reward):
@@ -35,6 +41,12 @@ class Function(Reward):
     function: str = Field(
         "", max_length=200, description="as file.py:function, of the folder of rewards, or as module:function, of a listed module"
     )
+    timeout: float = Field(
+        1800.0,
+        gt=0,
+        le=86_400,
+        description="seconds that one call may take; then the run pauses and says so",
+    )
 
     background: ClassVar[bool] = True
 
@@ -46,17 +58,75 @@ class Function(Reward):
 
     def load(self, device: torch.device) -> RewardFunction:
         """Raises: ValueError: if there is no such function, it may not be used, or does not take images and prompts."""
-        function = find_function(self.function)
+        return _Called(find_function(self.function), self)
 
-        def score(images: Tensor, prompts: Sequence[str]) -> Tensor:
-            values = function(images.detach().clone(), list(prompts))  # what it does to its picture, no other reward sees
-            try:
-                return torch.as_tensor(values, dtype=torch.float32)
-            except (TypeError, ValueError, RuntimeError) as error:
-                told = f"{self.function} must give {len(prompts)} numbers, got {type(values).__name__}"
-                raise ValueError(f"{told}: {error}") from error
 
-        return score
+class _Called:
+    """A function at work in a thread of its own, since code of others may hang and nothing can end it.
+
+    It is a daemon's thread: one that hangs is left alone, and the program can end without it.
+    """
+
+    def __init__(self, function: Callable[..., Any], settings: Function) -> None:
+        self._function, self._name, self._timeout = function, settings.function, settings.timeout
+        self._answer: Future[Any] | None = None
+        self._let_go: Callable[[], object] | None = None  # ends the thread, if it can be ended
+        self._closed = False
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores [N] of images [N, 3, H, W]. Raises: RewardFailed: if it takes too long, or is closed; ValueError: no numbers."""
+        if self._let_go is None:
+            self._pool = ThreadPool(1)
+            self._let_go = finalize(self, self._pool.terminate)
+        stream = torch.cuda.current_stream(images.device) if images.is_cuda else None
+        answer: Future[Any] = Future()
+        self._answer = answer
+        seen = images.detach().clone()  # what it does to its pictures, no other reward sees
+        self._pool.apply_async(_work, (self._function, seen, list(prompts), stream, answer))
+        if self._closed:
+            self._end(answer)
+        try:
+            values = answer.result(self._timeout)
+        except TimeoutError as error:
+            if not answer.done():  # else it is the function's own
+                self._let_go()
+                self._let_go = None
+                told = f"{self._name} did not answer within function.timeout = {self._timeout:g} s, for prompt {prompts[0]!r} and"
+                raise RewardFailed(f"{told} {len(prompts) - 1} others; it goes on in a thread that nothing can end") from error
+            raise
+        try:
+            return torch.as_tensor(values, dtype=torch.float32)
+        except (TypeError, ValueError, RuntimeError) as error:
+            told = f"{self._name} must give {len(prompts)} numbers, got {type(values).__name__}"
+            raise ValueError(f"{told}: {error}") from error
+
+    def close(self) -> None:
+        """Wait a little for what is under way, then leave it alone; from any thread."""
+        self._closed = True
+        if (answer := self._answer) is not None:
+            wait([answer], GRACE)
+            self._end(answer)
+        if self._let_go is not None:
+            self._let_go()
+
+    def _end(self, answer: "Future[Any]") -> None:
+        with suppress(InvalidStateError):  # it has answered
+            answer.set_exception(RewardFailed(f"{self._name} was closed before it had answered"))
+
+
+def _work(
+    function: Callable[..., Any], images: Tensor, prompts: list[str], stream: "torch.cuda.Stream | None", answer: "Future[Any]"
+) -> None:
+    """Have a function answer, on the caller's stream where that is of a GPU."""
+    try:
+        with torch.cuda.stream(stream), torch.no_grad():
+            values = function(images, prompts)
+    except BaseException as error:  # whatever it raises, the caller hears of it
+        with suppress(InvalidStateError):
+            answer.set_exception(error)
+    else:
+        with suppress(InvalidStateError):  # nobody waits any more
+            answer.set_result(values)
 
 
 def find_function(reference: str) -> Callable[..., Any]:
