@@ -44,8 +44,10 @@ class FluxConsistencyModel(FluxModel):
         "", description="folder of a FluxPipeline whose transformer is a consistency map (sCM), or its id on the hub"
     )
     max_tokens: int = Field(256, ge=8, le=TOKENS, description="tokens of a prompt that are read; T2I-Distill's learned with 256")
-    time_scale: Literal[1, 1000] = Field(
+    time_scale: int = Field(
         1000,
+        ge=1,
+        le=1000,
         description="what times and guidance are multiplied by before the network hears them: 1000 in FLUX, 1 in T2I-Distill, "
         "where a derivative by the time stays small so",
     )
