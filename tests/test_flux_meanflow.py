@@ -35,7 +35,7 @@ from workbench.pretrain import configure_recipe, recorded_recipe
 from workbench.provenance import read_provenance
 from workbench.store import Store
 from workbench.train import train
-from workbench.two_time import make_two_time
+from workbench.two_time import copy_pipeline, make_two_time
 
 model = FLUX_MEANFLOW.model
 KINDS = ("interval", "target")
@@ -183,6 +183,8 @@ def test_where_s_is_t_a_new_map_is_the_velocity_of_its_flux(kind: str, guidance:
 
 def test_large_parts_are_linked_and_a_sharded_transformer_gets_one_shard_more(plain: Path, tmp_path: Path) -> None:
     source = shutil.copytree(plain, tmp_path / "sharded")
+    (source / "flux1-dev.safetensors").write_bytes(b"the same weights in one file, under other names")
+    (source / "LICENSE.md").write_text("not for sale")
     network = FluxTransformer2DModel.from_pretrained(source, subfolder="transformer")
     (source / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
     network.save_pretrained(source / "transformer", max_shard_size="60KB")
@@ -192,6 +194,8 @@ def test_large_parts_are_linked_and_a_sharded_transformer_gets_one_shard_more(pl
     for shard in [*shards, source / "vae" / "diffusion_pytorch_model.safetensors"]:
         assert (made / shard.relative_to(source)).samefile(shard)
     assert len(list((made / "transformer").glob("*.safetensors"))) == len(shards) + 1
+    for folder in (made, copy_pipeline(made, tmp_path / "further")):
+        assert {path.name for path in folder.iterdir() if path.is_file()} == {"model_index.json", "README.md", "LICENSE.md"}
     assert not (made / "transformer" / "config.json").samefile(source / "transformer" / "config.json")
     x, whole = noise((4, 8, 8)), make_two_time(plain, tmp_path / "whole")
     with torch.no_grad():

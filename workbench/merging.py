@@ -1,7 +1,6 @@
 """Merged weights: what a run learned folded into the weights that it began from, one tensor in memory at a time."""
 
 import json
-import os
 import shutil
 from collections.abc import Generator as Stream
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.events import Progress
 from workbench.export import averaged, export_folder, made_of
+from workbench.linked import add_parts, parts_of
 from workbench.models.lora import NOTE
 from workbench.whole_file import whole_file, whole_folder
 
@@ -163,23 +163,17 @@ def merge(
     component.mkdir(exist_ok=True)
     yield from _write_component(component, source / model.component, base, learned, made)
     if pipeline:
-        _add_other_parts(source, path, model.component)
+        add_parts(source, path, but=model.component)
 
 
 def _source(model: "PipelineModel", whole: bool) -> Path:
     """The folder of the base, with all parts of the pipeline where they are wanted."""
-    from workbench.models.diffusers_folder import HEAD, pipeline_folder
+    from workbench.models.diffusers_folder import pipeline_folder
 
     folder = pipeline_folder(model.source, model.pipeline, (model.component,), offline=model.offline)
     if not whole:
         return folder
-    return pipeline_folder(model.source, model.pipeline, _parts(folder / HEAD), offline=model.offline)
-
-
-def _parts(head: Path) -> list[str]:
-    """The subfolders that a pipeline names as its own."""
-    told = json.loads(head.read_text())
-    return [name for name, value in told.items() if isinstance(value, list) and len(value) == 2 and all(value)]
+    return pipeline_folder(model.source, model.pipeline, parts_of(folder), offline=model.offline)
 
 
 def _files(component: Path) -> tuple[Path, ...]:
@@ -258,28 +252,6 @@ def _write(
             file.write(weight.detach().cpu().to(each.dtype).contiguous().flatten().view(torch.uint8).numpy().tobytes())
             done += each.bytes
             yield Progress("merge", done, total)
-
-
-def _add_other_parts(source: Path, target: Path, component: str) -> None:
-    """The rest of a pipeline: large files are linked where the disk allows it, small ones copied, so that both can be changed."""
-    from workbench.models.diffusers_folder import HEAD
-
-    licences = [path.name for path in source.iterdir() if path.name.upper().startswith(("LICENSE", "LICENCE", "NOTICE"))]
-    for name in (HEAD, *licences):
-        shutil.copyfile(source / name, target / name)
-    for part in _parts(source / HEAD):
-        if part != component:
-            shutil.copytree(source / part, target / part, copy_function=_link)
-
-
-def _link(source: str, target: str) -> None:
-    if source.endswith(".safetensors"):
-        try:
-            os.link(Path(source).resolve(), target)
-            return
-        except OSError:
-            pass  # another disk, or one that has no links
-    shutil.copyfile(source, target)
 
 
 def _size(tensors: Mapping[str, _Tensor]) -> int:

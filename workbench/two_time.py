@@ -4,7 +4,6 @@ What does not change is linked where the disk allows it, so that a map takes meg
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from workbench.linked import add_parts, link
 from workbench.models.diffusers_folder import HEAD, loading
 from workbench.models.flux_meanflow import HEAD_ENTRY, WEIGHTS, weight_map
 from workbench.whole_file import whole_folder
@@ -93,11 +93,7 @@ def two_time_pipeline(source: Path, out: Path, told: str) -> Iterator[Path]:
     if out.exists():
         raise ValueError(f"{out} is there already; name a folder that is not, or remove it")
     with whole_folder(out) as hidden:
-        for path in sorted(source.rglob("*")):
-            place = path.relative_to(source)
-            if path.is_file() and place.parts[0] not in (_PART, HEAD, "README.md") and not place.parts[0].startswith("."):
-                (hidden / place).parent.mkdir(parents=True, exist_ok=True)
-                _link(path, hidden / place)
+        add_parts(source, hidden, but=_PART)
         (hidden / _PART).mkdir()
         yield hidden / _PART
         head = json.loads((source / HEAD).read_text())
@@ -110,7 +106,9 @@ def copy_pipeline(source: Path, out: Path) -> Path:
     if out.exists():
         raise ValueError(f"{out} is there already; name a folder that is not, or remove it")
     with whole_folder(out) as hidden:
-        shutil.copytree(source, hidden, copy_function=lambda old, new: _link(Path(old), Path(new)), dirs_exist_ok=True)
+        add_parts(source, hidden)
+        if (source / "README.md").is_file():
+            shutil.copyfile(source / "README.md", hidden / "README.md")
     return out
 
 
@@ -130,19 +128,8 @@ def _add_second(original: Path, made: Path, interval: bool) -> None:
         save_file(load_file(original / WEIGHTS) | second, made / WEIGHTS, {"format": "pt"})
         return
     for file in sorted(set(files.values())):
-        _link(original / file, made / file)
+        link(original / file, made / file)
     own = WEIGHTS.replace(".safetensors", "-second-time.safetensors")
     save_file(second, made / own, {"format": "pt"})
     index: dict[str, Any] = {"metadata": {}, "weight_map": files | dict.fromkeys(second, own)}
     (made / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-
-
-def _link(source: Path, target: Path) -> None:
-    """Large files are linked, so that they take no room; small ones are copied, so that they can be edited."""
-    if source.suffix == ".safetensors":
-        try:
-            os.link(source.resolve(), target)
-            return
-        except OSError:  # another disk, or one without links
-            target.unlink(missing_ok=True)
-    shutil.copyfile(source, target)
