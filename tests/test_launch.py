@@ -6,9 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from toy_training import SMALL
 from workbench.__main__ import main
 from workbench.config import configure
 from workbench.events import CheckpointReady
+from workbench.experiments import launching
 from workbench.experiments.launching import Nodes, Team
 from workbench.experiments.queue import Entry, enqueue
 from workbench.experiments.rank_process import SILENT_SECONDS, Pulse, Told
@@ -190,6 +193,69 @@ def test_a_queued_run_is_driven_by_several_and_crashes_where_the_first_is_killed
     assert not other.is_running()
 
 
+FAILS = """
+import os
+
+asked = []
+
+
+def fails(images, prompts):
+    asked.append(prompts)
+    if os.environ.get("RANK") == "1" and len(asked) == 6:  # after an evaluation, the preflight and one iteration
+        raise OSError("the judge has gone home")
+    return images.mean((1, 2, 3))
+"""
+
+
+class Slow(BaseHTTPRequestHandler):
+    """A judge elsewhere that takes its time."""
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        time.sleep(5)
+        answer = json.dumps({"values": [0.5] * len(asked["prompts"])}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+
+@pytest.fixture
+def judge() -> Iterator[str]:
+    """Its address."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.timeout(180)
+def test_what_fails_for_all_is_recorded_however_long_the_judges_take(
+    store: Store, tmp_path: Path, judge: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own.py").write_text(FAILS)
+    monkeypatch.setenv("WORKBENCH_REWARDS", str(tmp_path))
+    monkeypatch.setattr(launching, "END_SECONDS", 0.5)  # less than the judge takes after the other process has failed
+    rewards = [{"reward": {"name": "function", "function": "own.py:fails"}, "weight": 1.0}]
+    judges = [{"reward": {"name": "remote", "addresses": [judge]}}]
+    changes = {"compute.processes": 2, "rewards": rewards, "eval_rewards": judges}
+    config = configure("shapes", QUICK | changes)
+    run = store.create("train", config.model_dump(mode="json"), title="fails", origin="test")
+    team = launching.team_of(store, run, fresh=True)
+    try:
+        while team.goes_on():
+            pass
+    finally:
+        team.close()
+    assert team.failure() is None
+    launching.settle(store, run, team)
+    found = store.run(run)
+    assert (found.status, found.iteration) == ("paused", 1)
+    assert "the judge has gone home" in found.error
+    assert store.checkpoints(run)[-1] == 1
+    assert len(store.events(run, kinds=("Evaluated",))) == 1
+
+
 @pytest.mark.timeout(180)
 def test_the_page_begins_and_resumes_a_run_of_several_processes(studio: Studio) -> None:
     run = studio.start(configure("shapes", QUICK | {"compute.processes": 2, "iterations": 4000}))
@@ -262,13 +328,16 @@ def test_the_first_that_failed_is_blamed_and_one_that_was_killed_before_all(tmp_
     class Ended(Team):
         """Three processes that have ended, as they say."""
 
-        def __init__(self, statuses: list[int]) -> None:
+        def __init__(self, statuses: "list[int | None]") -> None:
             self.logs, self.count = tmp_path, len(statuses)
-            self._ended = {rank: (float(rank), status) for rank, status in enumerate(statuses)}
+            self._ended = {rank: (float(rank), status) for rank, status in enumerate(statuses) if status is not None}
+            self._late = [rank for rank, status in enumerate(statuses) if status is None]
 
     assert Ended([0, 0]).failure() is None
+    assert Ended([0, None]).failure().error.startswith("process 1 of 2 had not ended 60 s after another had")
     Told(5.0, "RuntimeError: connection closed by peer", "trace 0", True).write(tmp_path / "0.json")
     Told(4.0, "ValueError: no such thing", "trace 1", False).write(tmp_path / "1.json")
+    assert Ended([None, 1]).failure().error == "process 1 of 2: ValueError: no such thing"
     assert Ended([1, 1]).failure() == Told(4.0, "process 1 of 2: ValueError: no such thing", "trace 1", False)
     assert Ended([1, 0]).failure().recorded
     killed = Ended([1, 1, -signal.SIGKILL]).failure()

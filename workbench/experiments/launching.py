@@ -30,7 +30,8 @@ LOGS = "processes"
 GRACE_SECONDS = 8.0
 """How long the others have to notice that one of them has died, before they are ended too."""
 
-_END_SECONDS = 60.0  # in which the others end after the first has
+END_SECONDS = 60.0
+"""How long the others have to end after the one that keeps the record has."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Team:
         self.pid = self._processes[first].pid if task is not None else None  # of the process that keeps the record
         self._deadline: float | None = None
         self._ended: dict[int, tuple[float, int]] = {}  # when, and the exit status; those that ended by themselves
+        self._late: list[int] = []  # those that had to be ended, as they did not follow
 
     def _begin(self, rank: int, values: Mapping[str, str], task: Mapping[str, Any] | None) -> "subprocess.Popen[bytes]":
         self._told(rank).unlink(missing_ok=True)
@@ -92,18 +94,24 @@ class Team:
             )
 
     def goes_on(self, seconds: float = 0.2) -> bool:
-        """Whether any of them lives, after waiting a little. Where one has ended, the others have to follow soon."""
+        """Whether any of them lives, after waiting a little.
+
+        Where one has failed, the others have to follow soon. Where one has ended well, the one that keeps the record may take its
+        time; once that has ended, the others have to follow.
+        """
         living = [process for rank, process in self._processes.items() if rank not in self._ended]
         with suppress(subprocess.TimeoutExpired):
             living[0].wait(seconds)
         for rank, process in self._processes.items():
             if rank not in self._ended and process.poll() is not None:
                 self._ended[rank] = (time.time(), process.returncode)
-                patience = GRACE_SECONDS if process.returncode else _END_SECONDS
-                self._deadline = min(self._deadline or float("inf"), time.monotonic() + patience)
+                if process.returncode or not self._keeps():
+                    patience = GRACE_SECONDS if process.returncode else END_SECONDS
+                    self._deadline = min(self._deadline or float("inf"), time.monotonic() + patience)
         if len(self._ended) == len(self._processes):
             return False
         if self._deadline is not None and time.monotonic() > self._deadline:
+            self._late = [rank for rank in self._processes if rank not in self._ended]
             self.end()
             return False
         return True
@@ -127,6 +135,9 @@ class Team:
         One that was killed could say nothing, and the others failed because they missed it.
         """
         failed = {rank: status for rank, (_, status) in self._ended.items() if status}
+        if not failed and self._late:
+            told = f"process {self._late[0]} of {self.count} had not ended {END_SECONDS:g} s after another had, and was ended"
+            return Told(time.time(), told, "", False)
         if not failed:
             return None
         told = {rank: found for rank in failed if (found := Told.read(self._told(rank))) is not None}
@@ -147,6 +158,10 @@ class Team:
         self.end()
         if self._temporary is not None:
             self._temporary.cleanup()
+
+    def _keeps(self) -> bool:
+        """Whether the process that keeps the record is one of these and lives."""
+        return any(process.pid == self.pid and rank not in self._ended for rank, process in self._processes.items())
 
     def _told(self, rank: int) -> Path:
         return self.logs / f"{rank}.json"

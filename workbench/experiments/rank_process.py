@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
@@ -33,6 +34,9 @@ SILENT_SECONDS = 60.0
 
 _PULSE_SECONDS = 2.0
 _ENDED = b"ended"
+
+_OVER = "over"  # in the common words: the first process has written down what became of the run
+_FOREVER = timedelta(days=30)
 
 _ALONE_SECONDS = 1.0  # between two looks whether whoever began this process still lives
 
@@ -77,10 +81,10 @@ def main(told: Path, task: dict[str, Any] | None) -> int:
         if task is None:
             follow(interrupts)
             return 0
-        failure = _drive(task, interrupts)
-        if failure is None:
+        failed = _drive(task, interrupts)
+        if failed is None:
             return 0
-        _last_words(failure, recorded=True).write(told)
+        failed.write(told)
     except Exception as error:
         traceback.print_exc()
         _last_words(error, recorded=False).write(told)
@@ -131,12 +135,20 @@ def follow(interrupts: "Callable[[], bool]") -> None:
             raise ValueError(f"{folder} is not to be seen here; a run is resumed where all machines share the folder of runs")
         resume = replace(read_checkpoint(folder, task["run"], task["iteration"]), state=task["state"])
     controls = Controls()
-    try:
-        with _pulsing():
+    with _pulsing():
+        try:
             for _ in train(config, resume=resume, controls=controls):
                 controls.stop = controls.stop or interrupts()
-    except (FloatingPointError, RewardFailed):
-        return  # it ended so for all of them, and the first one has recorded it
+        except (FloatingPointError, RewardFailed):  # it ended so for all of them, and the first one records it
+            _first_is_over()
+
+
+def _first_is_over() -> None:
+    """Wait until the first process has written down what became of the run, for which it may have to wait for judges."""
+    from workbench.ranks import meet
+
+    with suppress(RuntimeError):  # the first process keeps the common words: where they are gone, it has ended
+        meet().wait([_OVER], _FOREVER)
 
 
 class Pulse:
@@ -208,13 +220,14 @@ def _pulsing() -> Iterator[None]:
         ticker.stop()
 
 
-def _drive(task: dict[str, Any], interrupts: "_Interrupts") -> BaseException | None:
-    """Drive the run; returns what it failed of, if not for all processes alike."""
+def _drive(task: dict[str, Any], interrupts: "_Interrupts") -> Told | None:
+    """Drive the run; returns what it failed of, unless that is recorded and holds for all processes alike."""
     from workbench.config import change_live, parse_config
     from workbench.contracts import RewardFailed
     from workbench.experiments.execute import attend, loop
     from workbench.experiments.queue import Entry, Queue
     from workbench.jobs import Job
+    from workbench.ranks import meet
 
     store = Store(task["runs"], os.environ["WORKBENCH_STORE"])
     run = store.run(task["run"])
@@ -225,8 +238,11 @@ def _drive(task: dict[str, Any], interrupts: "_Interrupts") -> BaseException | N
     start = leading(store, run.id, config, loop(run.kind, config))
     job = Job(store, run.id, start, resume=last, fresh=task["fresh"])
     attend(job, (Queue(store).entry(run.id) or Entry(run.id)).timeout, interrupts)
-    failed = job.failure if job.ended == "failed" else None
-    return None if isinstance(failed, FloatingPointError | RewardFailed) else failed
+    recorded = job.settle()
+    meet().set(_OVER, "")
+    if job.failure is None or (recorded and isinstance(job.failure, FloatingPointError | RewardFailed)):
+        return None
+    return _last_words(job.failure, recorded)
 
 
 def _last_words(error: BaseException, recorded: bool) -> Told:
