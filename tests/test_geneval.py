@@ -235,8 +235,22 @@ def test_a_file_of_metadata_is_split_within_each_skill(tmp_path: Path) -> None:
     task.check(own.prompt)
     with pytest.raises(ValueError, match="none of GenEval's templates"):
         GenEvalTask().check(own.prompt)
-    both = GenEvalTask(file=str(path), held_out_file=str(path))
-    assert both.prompts("train") == both.prompts("held_out") == tuple(scene.prompt for scene in [*scenes, own])
+
+
+def test_what_a_file_holds_out_is_never_trained_on(tmp_path: Path) -> None:
+    path, other = tmp_path / "metadata.jsonl", tmp_path / "others.jsonl"
+    made = [scene for skill in SKILLS for scene in drawn(skill, 40, 0)]  # the first that are made
+    other.write_text("\n".join(json.dumps(to_metadata(scene)) for scene in made[::2]))
+    path.write_text("\n".join(json.dumps(to_metadata(scene)) for scene in made))
+    apart = GenEvalTask(held_out_file=str(other))
+    assert not set(apart.prompts("train")) & set(apart.prompts("held_out"))
+    assert len(apart.prompts("held_out")) == len(made[::2])
+    both = GenEvalTask(file=str(path), held_out_file=str(other))
+    assert both.prompts("train") == tuple(scene.prompt for scene in made[1::2])
+    other.write_text(path.read_text())
+    os.utime(other, ns=(1, 1))
+    with pytest.raises(ValueError, match="every prompt to train on is also held out; name another held_out_file"):
+        both.prompts("train")
     path.write_text(PUBLISHED[0])
     os.utime(path, ns=(1, 1))
     assert both.prompts("train") == ("a photo of an umbrella",)  # read again

@@ -41,16 +41,23 @@ class GenEvalTask(Task):
     domain = "geneval"
 
     def prompts(self, split: Literal["train", "held_out"]) -> Sequence[str]:
-        """Skills in turn, so that any stretch of the held-out ones is balanced.
+        """Skills in turn, so that any stretch of the held-out ones is balanced; of two files each is in its own order.
 
-        Raises: ValueError: if a file cannot be read, or has too few prompts to hold any out.
+        Prompts of the held-out file are never trained on, though the other has them or they are made.
+        Raises: ValueError: if a file cannot be read, or too few prompts are left.
         """
-        if self.held_out_file and split == "held_out":
-            return tuple(read_scenes(self.held_out_file))
-        if not self.file:
-            return _made(self.count, self.held_out_share, self.mix, self.seed)[split]
-        scenes = read_scenes(self.file)
-        return tuple(scenes) if self.held_out_file else _parted(tuple(scenes.values()), self.held_out_share)[split]
+        tested = read_scenes(self.held_out_file) if self.held_out_file else {}
+        if tested and split == "held_out":
+            return tuple(tested)
+        if self.file:
+            scenes = read_scenes(self.file)
+            known = tuple(scenes) if tested else _parted(tuple(scenes.values()), self.held_out_share)[split]
+        else:
+            known = _made(self.count, self.held_out_share, self.mix, self.seed)[split]
+        left = tuple(prompt for prompt in known if prompt not in tested) if tested else known
+        if not left:
+            raise ValueError("every prompt to train on is also held out; name another held_out_file")
+        return left
 
     def check(self, prompt: str) -> None:
         self.scene(prompt)
