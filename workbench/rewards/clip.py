@@ -31,7 +31,7 @@ class CLIP:
     """
 
     def __init__(self, model: Any, tokenizer: Any, view: View, device: torch.device, dtype: torch.dtype | None = None) -> None:
-        self.scale = float(model.logit_scale.float().exp())
+        self.scale = float(model.logit_scale.detach().float().exp())
         self.model = model.to(device, dtype).requires_grad_(False).eval()
         self.tokenizer, self.view, self.device = tokenizer, view, device
         self._directions: OrderedDict[str, Tensor] = OrderedDict()
