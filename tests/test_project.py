@@ -140,6 +140,7 @@ QUIET = {
     "plane",
     "newest",
     "first_line",
+    "first_line",
     "examiner",
     "learner",
     "update",

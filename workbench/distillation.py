@@ -30,6 +30,7 @@ from workbench.events import (
     Sampled,
     Started,
 )
+from workbench.first_line import first_line
 from workbench.flow import Gaussian, seed_stream, seeded_noise, time_grid
 from workbench.models.diffusers_folder import fingerprint, pipeline_folder
 from workbench.models.flux import FluxModel
@@ -455,8 +456,9 @@ def slope_along(
                 slope: Tensor = torch.func.jvp(along, (x, t), (velocity, torch.ones_like(t)))[1]
                 return slope
         except NotImplementedError as error:
-            first = str(error).splitlines()[0]
-            raise ValueError(f"derivative = 'jvp' cannot be taken here ({first}); use derivative = 'difference'") from error
+            raise ValueError(
+                f"derivative = 'jvp' cannot be taken here ({first_line(error)}); use derivative = 'difference'"
+            ) from error
     ahead, behind = (t + reach).clamp(max=1.0), torch.maximum(t - reach, s)
     after, before = (
         flow_map.average_velocity(x + _column(time - t) * velocity, time, s) for time in (ahead, behind)

@@ -23,6 +23,7 @@ from workbench import __version__, checkpoints
 from workbench.config import RunConfig, parse_config, validated
 from workbench.events import Event, Measure, Progress
 from workbench.exact_json import fields_of, from_json, to_json
+from workbench.first_line import first_line
 from workbench.models.embedded import EmbeddedModel, shipped_weights
 from workbench.models.lora import DIFFUSERS_NOTE, NOTE, PEFT, base_of
 from workbench.needs import PLACES
@@ -322,8 +323,7 @@ def _check(archive: zipfile.ZipFile, path: Path) -> _Archived:
     try:
         return validated(_Archived, _mapping(from_json(archive.read("run.json"))))
     except ValueError as error:
-        first = str(error).splitlines()[0]
-        raise ValueError(f"{path.name}: run.json is not as this program writes it: {first}") from error
+        raise ValueError(f"{path.name}: run.json is not as this program writes it: {first_line(error)}") from error
 
 
 def _placed(head: _Archived, places: Mapping[str, str]) -> _Archived:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from workbench.config import PORTIONS, RunConfig, change
 from workbench.contracts import OutOfMemory
+from workbench.first_line import first_line
 from workbench.flow import seeded_noise
 from workbench.models.quantization import BYTES
 from workbench.newest import newest
@@ -364,10 +365,9 @@ def out_of_memory(error: BaseException) -> bool:
 
 def what_to_lower(config: RunConfig, where: str, error: BaseException) -> str:
     """What ran out of memory, and what takes less of it, as one line for the run's record."""
-    cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
     live = [f"{key}={value}" for key, value in remedies(config) if key in PORTIONS]
     other = [f"{key}={value}" for key, value in remedies(config) if key not in PORTIONS]
-    told = f"out of memory in {where} ({cause})"
+    told = f"out of memory in {where} ({first_line(error)})"
     if live:
         told += f"; go on with train --resume RUN --set {' or '.join(live)}"
     if other:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.config import RunConfig, parse_config
+from workbench.first_line import first_line
 from workbench.models.diffusers_folder import HUB
 from workbench.models.lora import lora_file
 from workbench.models.pipeline import PipelineModel
@@ -24,7 +25,7 @@ def needs(store: "Store", run: "Run") -> list[str]:
     try:
         config, drivers = parse_config(run.training), read_provenance(store, run.id)
     except ValueError as error:
-        return [f"it cannot be said what it needs: {str(error).splitlines()[0]}"]
+        return [f"it cannot be said what it needs: {first_line(error)}"]
     known = drivers[-1].weights if drivers else ()
     return [*_base(config, known), *_start(config)]
 

@@ -23,6 +23,7 @@ import psutil
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import workbench
+from workbench.first_line import first_line
 from workbench.masking import masked
 from workbench.processes import this_process
 from workbench.whole_file import whole_file
@@ -394,7 +395,7 @@ def _parts(kind: str, config: Mapping[str, Any], notes: list[str]) -> "tuple[Any
             domain = getattr(recipe, "domain", None)
             return domain and domain.task, [(begins, shipped_weights(begins))] if begins else []
     except ValueError as error:
-        notes.append(f"the settings are not valid here, so weights and prompts are not known: {str(error).splitlines()[0]}")
+        notes.append(f"the settings are not valid here, so weights and prompts are not known: {first_line(error)}")
     return None, []
 
 

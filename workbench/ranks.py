@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from workbench.contracts import Diverged, RewardFailed
+from workbench.first_line import first_line
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -135,7 +136,7 @@ def meet() -> "Store":
             raise RuntimeError(f"{where} is taken by another program; choose another one with --port") from error
         raise RuntimeError(
             f"the {count} processes that were asked for did not all come up at {where} within {seconds:g} s; begin as many on "
-            f"every node, each with the same address and port ({str(error).splitlines()[0]})"
+            f"every node, each with the same address and port ({first_line(error)})"
         ) from error
     return store
 

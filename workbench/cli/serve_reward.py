@@ -8,6 +8,7 @@ import typer
 
 from workbench.cli.options import BadArguments, Changes, Json, Runs, StoreUrl, bad_arguments, read_changes
 from workbench.cli.screen import say, show, show_json
+from workbench.first_line import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -65,5 +66,5 @@ def _device(name: str) -> "torch.device":
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name} is not here: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"--device {name} is not here: {first_line(error)}") from error
     return torch.device(name)

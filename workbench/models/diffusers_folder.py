@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from workbench.first_line import first_line
+
 HEAD = "model_index.json"
 """The file that says which classes a pipeline is made of."""
 
@@ -133,8 +135,7 @@ def loading(folder: Path) -> Iterator[None]:
         with quietly():
             yield
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(f"{folder} cannot be loaded: {first}; fetch it again") from error
+        raise ValueError(f"{folder} cannot be loaded: {first_line(error)}; fetch it again") from error
 
 
 @contextmanager
@@ -194,10 +195,10 @@ def fetching(source: str, setting: str, absent: str) -> Iterator[None]:
     except RemoteEntryNotFoundError as error:
         raise ValueError(f"{absent}: look at {page}") from error
     except OSError as error:
-        cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ValueError(
             f"{source} is not on this machine and cannot be fetched from the hub: run `hf download {source}` where it can, "
-            f"having accepted the licence on {page} if it asks for that; or let {setting} name a folder with it ({cause})"
+            f"having accepted the licence on {page} if it asks for that; or let {setting} name a folder with it "
+            f"({first_line(error)})"
         ) from error
 
 

@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from workbench.contracts import FlowMapKind
+from workbench.first_line import first_line
 from workbench.flow import seed_stream, seeded_noise
 from workbench.models.diffusers_folder import HEAD, cached_folder, fingerprint, loading, quietly
 from workbench.models.driven import Driven, Said, TooLong, Undriven, alike, joined, packed, unpacked
@@ -314,8 +315,9 @@ def _driving(whose: str) -> Iterator[None]:
     except Undriven as error:
         raise ValueError(f"{whose}, {error}; it wants an adapter of its own") from error
     except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(f"{whose}, which cannot be driven by its call ({first}); it wants an adapter of its own") from error
+        raise ValueError(
+            f"{whose}, which cannot be driven by its call ({first_line(error)}); it wants an adapter of its own"
+        ) from error
 
 
 @torch.no_grad()

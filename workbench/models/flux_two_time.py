@@ -22,6 +22,8 @@ from diffusers.models.embeddings import PixArtAlphaTextProjection, TimestepEmbed
 from diffusers.models.model_loading_utils import load_state_dict
 from torch import Tensor, nn
 
+from workbench.first_line import first_line
+
 SECOND = "time_text_embed.delta_embedder."
 """What the names of the second embedder's weights begin with; AnyFlow's name."""
 
@@ -184,7 +186,7 @@ def published_network(config: Mapping[str, Any], file: Path) -> FluxTwoTimeTrans
     try:
         found = load_state_dict(str(file))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file} is not readable as weights: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{file} is not readable as weights: {first_line(error)}") from error
     found = found.get("module", found)
     named = {name.replace("timestep_embedder2.", SECOND, 1): value for name, value in found.items()}
     settings = two_time_settings(config, interval=True) | {"time_scale": 1.0, "guidance_scale": 1.0}

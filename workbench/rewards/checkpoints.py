@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workbench.first_line import first_line
+
 _PLAIN = {
     "logit_scale": "logit_scale",
     "positional_embedding": "text_model.embeddings.position_embedding.weight",
@@ -42,9 +44,9 @@ def read_archive(path: Path, setting: str) -> Mapping[str, Any]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged archives raise whatever their first odd byte leads to
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ValueError(
-            f"{setting}: {path} cannot be read as plain weights ({first}); fetch it again, or convert it to tensors alone"
+            f"{setting}: {path} cannot be read as plain weights ({first_line(error)}); fetch it again, or convert "
+            "it to tensors alone"
         ) from error
     if not isinstance(found, Mapping):
         raise ValueError(f"{setting}: {path} holds a {type(found).__name__} and no weights by name; name another file")

@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 
 from workbench.contracts import Reward, RewardFunction
+from workbench.first_line import first_line
 from workbench.rewards.views import View
 
 _VIEW = View(shortest=224, crop=(224, 224))
@@ -50,9 +51,9 @@ class ImageReward(Reward):
             model = package.load(self.source, device=str(device), med_config=self.med_config or None)
             model = model.requires_grad_(False).eval()
         except (OSError, RuntimeError, ValueError) as error:
-            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise ValueError(
-                f"image_reward.source = {self.source!r} cannot be loaded: {first}; let it name a file with the weights"
+                f"image_reward.source = {self.source!r} cannot be loaded: {first_line(error)}; let it name a file with "
+                "the weights"
             ) from error
 
         @torch.no_grad()
