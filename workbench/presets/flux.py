@@ -9,9 +9,10 @@ exact at any number of steps. They want a two-time map in `model.source`; `pytho
 They want T2I-Distill's sCM (arXiv:2512.13006), or another that was distilled of FLUX, in `model.source`.
 """
 
-from workbench.contracts import Sampler, Task
+from workbench.contracts import Sampler
 from workbench.models import MODELS
 from workbench.objectives.grpo import GRPOObjective
+from workbench.presets.goals import GOALS
 from workbench.rewards import REWARDS
 from workbench.samplers.asfmc_endpoint import EndpointSampler
 from workbench.samplers.asfmc_local import LocalAnchoredSampler
@@ -29,15 +30,6 @@ from workbench.settings import (
     rewards,
 )
 from workbench.tasks import TASKS
-from workbench.tasks.geneval import GenEvalTask
-from workbench.tasks.prompts import PromptsTask
-
-_GOALS: dict[str, tuple[str, Task, str, float]] = {  # what it is about, task, judge, weight of the KL
-    "pickscore": ("people's taste", PromptsTask(packaged="general"), "clip_score", 0.01),
-    "ocr": ("spelling", PromptsTask(packaged="text"), "pickscore", 0.04),
-    "geneval": ("objects, counts, colours and places", GenEvalTask(mix="flow_grpo"), "pickscore", 0.04),
-}
-
 
 _MAPS: dict[str, tuple[str, Sampler, RolloutConfig, tuple[int, ...]]] = {  # what it is, kernel, rollout, steps of an evaluation
     "flux_meanflow": (
@@ -58,16 +50,16 @@ _MAPS: dict[str, tuple[str, Sampler, RolloutConfig, tuple[int, ...]]] = {  # wha
 def _aligned(name: str, reward: str) -> RunConfig:
     """A run of a FLUX that makes jumps on one reward, with a judge of the pictures that it is not trained on."""
     what, sampler, rollout, steps = _MAPS[name]
-    about, task, judge, kl_weight = _GOALS[reward]
+    goal = GOALS[reward]
     return RunConfig(
-        title=f"Align {what} with Flow-Map GRPO: {about}",
+        title=f"Align {what} with Flow-Map GRPO: {goal.about}",
         iterations=300,
-        task=task,
+        task=goal.task,
         model=MODELS[name](),
         sampler=sampler,
         rewards=rewards(**{reward: 1.0}),
-        eval_rewards=(EvalReward(reward=REWARDS[judge]()),),
-        objective=GRPOObjective(clip_range=1e-4, kl_weight=kl_weight),
+        eval_rewards=(EvalReward(reward=REWARDS[goal.judge]()),),
+        objective=GRPOObjective(clip_range=1e-4, kl_weight=goal.kl_weight),
         rollout=rollout,
         grpo=GRPOConfig(groups=8, group_size=24, advantage_clip=5.0),
         adapter=AdapterConfig(kind="lora", rank=64, alpha=128.0),
@@ -95,5 +87,5 @@ FLUX: dict[str, RunConfig] = {
         record=RecordConfig(groups_shown=4),
         compute=ComputeConfig(precision="bf16", sample_batch=8, train_batch=4),
     ),
-    **{f"{name}_{reward}": _aligned(name, reward) for name in _MAPS for reward in _GOALS},
+    **{f"{name}_{reward}": _aligned(name, reward) for name in _MAPS for reward in GOALS},
 }

@@ -5,9 +5,9 @@ Flow-Map GRPO's protocol for maps that only reach the data (arXiv:2607.00535): t
 One GPU takes 8 prompts an iteration; papers take about 48, over many.
 """
 
-from workbench.contracts import Task
 from workbench.models.sana import SanaSprintModel
 from workbench.objectives.grpo import GRPOObjective
+from workbench.presets.goals import GOALS
 from workbench.rewards import REWARDS
 from workbench.samplers.asfmc_endpoint import EndpointSampler
 from workbench.settings import (
@@ -22,21 +22,20 @@ from workbench.settings import (
     RunConfig,
     rewards,
 )
-from workbench.tasks.geneval import GenEvalTask
-from workbench.tasks.prompts import PromptsTask
 
 
-def _aligned(title: str, task: Task, reward: str, *, judge: str, kl_weight: float) -> RunConfig:
+def _aligned(reward: str) -> RunConfig:
     """A run on one reward, with a judge of the pictures that it is not trained on."""
+    goal = GOALS[reward]
     return RunConfig(
-        title=title,
+        title=f"Align SANA-Sprint with Flow-Map GRPO: {goal.about}",
         iterations=300,
-        task=task,
+        task=goal.task,
         model=SanaSprintModel(),
         sampler=EndpointSampler(noise=0.7),
         rewards=rewards(**{reward: 1.0}),
-        eval_rewards=(EvalReward(reward=REWARDS[judge]()),),
-        objective=GRPOObjective(clip_range=1e-4, kl_weight=kl_weight),
+        eval_rewards=(EvalReward(reward=REWARDS[goal.judge]()),),
+        objective=GRPOObjective(clip_range=1e-4, kl_weight=goal.kl_weight),
         rollout=RolloutConfig(mode="all", steps=4, grid="trigflow", shift=1.0),
         grpo=GRPOConfig(groups=8, group_size=24, advantage_clip=5.0),
         adapter=AdapterConfig(kind="lora", rank=64, alpha=128.0),
@@ -47,26 +46,4 @@ def _aligned(title: str, task: Task, reward: str, *, judge: str, kl_weight: floa
     )
 
 
-SANA: dict[str, RunConfig] = {
-    "sana_sprint_pickscore": _aligned(
-        "Align SANA-Sprint with people's taste",
-        PromptsTask(packaged="general"),
-        "pickscore",
-        judge="clip_score",
-        kl_weight=0.01,
-    ),
-    "sana_sprint_ocr": _aligned(
-        "Align SANA-Sprint's spelling",
-        PromptsTask(packaged="text"),
-        "ocr",
-        judge="pickscore",
-        kl_weight=0.04,
-    ),
-    "sana_sprint_geneval": _aligned(
-        "Align SANA-Sprint with objects, counts, colours and places",
-        GenEvalTask(mix="flow_grpo"),
-        "geneval",
-        judge="pickscore",
-        kl_weight=0.04,
-    ),
-}
+SANA: dict[str, RunConfig] = {f"sana_sprint_{reward}": _aligned(reward) for reward in GOALS}

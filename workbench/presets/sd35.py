@@ -12,9 +12,9 @@ The grid is uniform with the model's shift of 3. Theirs is diffusers' own, which
 with a very short step.
 """
 
-from workbench.contracts import Task
 from workbench.models.sd3 import SD3Model
 from workbench.objectives.grpo import GRPOObjective
+from workbench.presets.goals import GOALS
 from workbench.rewards import REWARDS
 from workbench.samplers.flow_sde import FlowSDESampler
 from workbench.settings import (
@@ -29,31 +29,23 @@ from workbench.settings import (
     RunConfig,
     rewards,
 )
-from workbench.tasks.geneval import GenEvalTask
-from workbench.tasks.prompts import PromptsTask
 
 STEPS, SHIFT = 10, 3.0
 STEP = 0.75 / 9
 """Mean t - s of the nine stochastic steps: from 1 to 0.25, where the last one begins."""
 
-_GOALS: dict[str, tuple[str, Task, str, float]] = {  # what it is about, task, judge, their weight of the KL
-    "pickscore": ("people's taste", PromptsTask(packaged="general"), "clip_score", 0.01),
-    "ocr": ("spelling", PromptsTask(packaged="text"), "pickscore", 0.04),
-    "geneval": ("objects, counts, colours and places", GenEvalTask(mix="flow_grpo"), "pickscore", 0.04),
-}
-
 
 def _aligned(method: str, reward: str, rollout: RolloutConfig, grpo: GRPOConfig, objective: GRPOObjective) -> RunConfig:
-    about, task, judge, their_weight = _GOALS[reward]
+    goal = GOALS[reward]
     return RunConfig(
-        title=f"Align SD3.5 with {method}: {about}",
+        title=f"Align SD3.5 with {method}: {goal.about}",
         iterations=600,
-        task=task,
+        task=goal.task,
         model=SD3Model(guidance=4.5, max_tokens=128),
         sampler=FlowSDESampler(noise=0.7),
         rewards=rewards(**{reward: 1.0}),
-        eval_rewards=(EvalReward(reward=REWARDS[judge]()),),
-        objective=objective.model_copy(update={"kl_weight": round(their_weight * STEP, 5)}),
+        eval_rewards=(EvalReward(reward=REWARDS[goal.judge]()),),
+        objective=objective.model_copy(update={"kl_weight": round(goal.kl_weight * STEP, 5)}),
         rollout=rollout,
         grpo=grpo,
         adapter=AdapterConfig(kind="lora", rank=32, alpha=64.0),
@@ -84,6 +76,6 @@ def _tempflow(reward: str) -> RunConfig:
 
 
 SD35: dict[str, RunConfig] = {
-    **{f"flow_grpo_sd35_{reward}": _flow_grpo(reward) for reward in _GOALS},
-    **{f"tempflow_sd35_{reward}": _tempflow(reward) for reward in _GOALS},
+    **{f"flow_grpo_sd35_{reward}": _flow_grpo(reward) for reward in GOALS},
+    **{f"tempflow_sd35_{reward}": _tempflow(reward) for reward in GOALS},
 }
