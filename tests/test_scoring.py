@@ -307,6 +307,35 @@ def test_what_a_reward_says_of_its_own_failure_is_passed_on_without_a_search() -
     assert asked == [len(IMAGES)]
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore"),
+        RuntimeError("DefaultCPUAllocator: not enough memory"),
+    ],
+)
+def test_a_reward_that_runs_out_of_memory_is_asked_once_and_says_what_takes_less(error: Exception) -> None:
+    asked = []
+
+    class Large(Brightness):
+        """Takes more than there is."""
+
+        def load(self, device: torch.device) -> RewardFunction:
+            def score(images: Tensor, prompts: list[str]) -> Tensor:
+                asked.append(len(images))
+                raise error
+
+            return score
+
+    with pytest.raises(RewardFailed) as caught:
+        rewards(Large()).score(IMAGES, PROMPTS)
+    first = str(error).splitlines()[0]
+    assert f"reward 'brightness' ran out of memory ({first}) at {len(IMAGES)} samples; " in str(caught.value)
+    for way in ("compute.sample_batch", "lower the reward's batch", "bf16", "serve-reward"):
+        assert way in str(caught.value)
+    assert asked == [len(IMAGES)]
+
+
 def test_closing_breaks_off_what_waits_for_others_and_leaves_no_thread() -> None:
     class Hanging(Brightness):
         """Waits until it is closed."""

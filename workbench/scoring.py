@@ -19,6 +19,7 @@ from torch import Tensor
 
 from workbench.contracts import Reward, RewardFailed, RewardFunction
 from workbench.events import Progress
+from workbench.memory import out_of_memory
 from workbench.settings import WeightedReward
 
 PORTION = 32
@@ -29,6 +30,10 @@ TICK = 0.2
 """Seconds between two signs of life while rewards are waited for."""
 
 _MEND = "mend it, then resume the run"
+_LESS = (
+    "resume the run with a lower compute.sample_batch; or, in a new run, lower the reward's batch, use dtype bf16 for it, or "
+    "give it a device of its own with serve-reward"
+)
 
 
 class Rewards:
@@ -292,6 +297,9 @@ def _checked(name: str, reward: RewardFunction, images: Tensor, prompts: Sequenc
     except RewardFailed as error:  # it knows itself what went wrong
         raise RewardFailed(f"reward {name!r}: {error}; {_MEND}") from error
     except Exception as error:
+        if out_of_memory(error):  # whichever sample it is, and each of them would be scored again to find out
+            cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise RewardFailed(f"reward {name!r} ran out of memory ({cause}) at {len(prompts)} samples; {_LESS}") from error
         told = f"reward {name!r} raised {type(error).__name__}: {error}"
         raise RewardFailed(f"{told}, {_culprit(reward, images, prompts, first)}; {_MEND}") from error
     if not isinstance(values, Tensor) or values.shape != (len(prompts),):
