@@ -136,8 +136,8 @@ class Team:
         """
         failed = {rank: status for rank, (_, status) in self._ended.items() if status}
         if not failed and self._late:
-            told = f"process {self._late[0]} of {self.count} had not ended {END_SECONDS:g} s after another had, and was ended"
-            return Told(time.time(), told, "", False)
+            late = f"process {self._late[0]} of {self.count} had not ended {END_SECONDS:g} s after another had, and was ended"
+            return Told(time.time(), late, "", False)
         if not failed:
             return None
         told = {rank: found for rank in failed if (found := Told.read(self._told(rank))) is not None}
