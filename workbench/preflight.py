@@ -29,9 +29,10 @@ def preflight(learner: "Learner") -> Stream[Progress, None, tuple[Check, ...]]:
     with learner.ranks.together():
         rollout, _, scores = yield from learner.draw(learner.plan(), (config.seed, "preflight"))
         parts = yield from scores.collect()
-        own = len(rollout.prompts)
-        seeds = [config.evaluation.seed + own * learner.ranks.index + place for place in range(own)]
-        scores, batch = learner.rewards.begin(), config.compute.sample_batch
+    own = len(rollout.prompts)
+    seeds = [config.evaluation.seed + own * learner.ranks.index + place for place in range(own)]
+    scores, batch = learner.rewards.begin(), config.compute.sample_batch
+    with learner.ranks.together():  # no longer the block above: the network asks the others, where its weights are divided
         yield from stream_images(
             learner.policy.generator, rollout.prompts, seeds, times=config.times, batch=batch, finished=scores.add
         )

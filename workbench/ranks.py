@@ -72,7 +72,10 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Work that each process does by itself, without asking the others: where it fails for one, it fails for all.
+        """Work that each process does by itself: where it fails for one, it fails for all.
+
+        Inside, nothing that asks the others may follow what can fail for one of them alone, or they would wait for that one. A
+        network whose weights are divided asks them with every pass.
 
         Raises: FloatingPointError, RewardFailed: this process's own, or else another's in its words.
         """
