@@ -1,3 +1,5 @@
+import logging
+
 from workbench.contracts import Model
 from workbench.models.flow_match import FlowMatchModel
 from workbench.models.flux import FluxModel
@@ -10,6 +12,8 @@ from workbench.models.sd3 import SD3Model
 from workbench.models.shapes import ShapesModel
 from workbench.models.shapes_cm import ShapesConsistencyModel
 from workbench.models.shapes_fm import ShapesVelocityModel
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # diffusers and peft load it, and it tells of its kernels
 
 MODELS: dict[str, type[Model]] = {
     "shapes": ShapesModel,
