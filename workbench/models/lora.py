@@ -6,7 +6,6 @@ is the policy's own, whatever scale the file was made with: the second factor ma
 
 import hashlib
 import json
-import logging
 import re
 import zipfile
 from collections.abc import Mapping
@@ -137,7 +136,6 @@ def attach(network: nn.Module, model: Model, rank: int, alpha: float, seed: int,
 
     Raises: ValueError: if the file's adapters do not fit the network or have another rank.
     """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which peft loads where it is, and which tells of its kernels
     from peft import LoraConfig, get_peft_model
 
     if lora is not None:
