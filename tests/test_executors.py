@@ -75,6 +75,13 @@ def test_the_address_of_the_database_goes_by_the_environment_of_the_process_alon
     assert "WORKBENCH_STORE" not in os.environ
 
 
+def test_the_folder_of_rewards_is_that_of_whoever_begins_the_process(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert environment(store, None)["WORKBENCH_REWARDS"] == str(tmp_path / "rewards")
+    monkeypatch.setenv("WORKBENCH_REWARDS", "mine")
+    assert environment(store, None)["WORKBENCH_REWARDS"] == str(tmp_path / "mine")
+
+
 def test_what_visitors_sign_in_with_reaches_no_run(store, monkeypatch):
     monkeypatch.setenv("WORKBENCH_AUTH", "somebody:something")
     monkeypatch.setenv("ELSE", "kept")

@@ -17,8 +17,9 @@ from toy_training import told, toy
 import workbench.rewards.function as function_module
 from workbench.contracts import RewardFailed
 from workbench.events import IterationDone
+from workbench.places import REWARDS
 from workbench.provenance import weights_of
-from workbench.rewards.function import FOLDER, MODULES, Function, find_function
+from workbench.rewards.function import MODULES, Function, find_function
 from workbench.rollout import drain
 from workbench.scoring import Rewards
 from workbench.settings import WeightedReward
@@ -111,7 +112,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (where / "broken.py").write_text("import no_such_module\n")
     (where / "wrong.py").write_text("def (:\n")
     (tmp_path / "secret.py").write_text("raise SystemExit\n")
-    monkeypatch.setenv(FOLDER, str(where))
+    monkeypatch.setenv(REWARDS, str(where))
     monkeypatch.delenv(MODULES, raising=False)
     return where
 
@@ -138,7 +139,7 @@ def test_files_lie_in_the_folder_or_below_it_and_are_read_anew(folder: Path) -> 
 def test_without_a_variable_the_folder_is_rewards_beside_runs(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(FOLDER)
+    monkeypatch.delenv(REWARDS)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"there is no taste\.py in .*rewards; put the file there, or let \$WORKBENCH_REWARDS"):
         score("taste.py:tensor")

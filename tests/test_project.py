@@ -70,7 +70,7 @@ OWNERS = {
 
 LAYERS = (
     {"flow"},
-    {"contracts", "grpo", "events", "optim", "newest", "first_line", "whole_file", "prompt_cache", "weight_cache"},
+    {"contracts", "grpo", "events", "optim", "newest", "first_line", "whole_file", "places", "prompt_cache", "weight_cache"},
     {"samplers", "rewards", "models", "tasks", "lab", "energy"},
     {"rollout", "lesson"},
     {"objectives"},
@@ -139,7 +139,6 @@ QUIET = {
     "retrace",
     "plane",
     "newest",
-    "first_line",
     "first_line",
     "examiner",
     "learner",

@@ -160,6 +160,25 @@ def test_numbers_that_are_not_finite_are_kept_and_the_json_stays_standard(store)
     json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
 
 
+def test_files_that_a_run_names_are_found_from_any_working_folder(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.txt").write_text("a fox\nan owl\n")
+    (tmp_path / "lora").mkdir()
+    config = {
+        "title": "mine.txt",
+        "task": {"name": "prompts", "file": "mine.txt", "held_out_file": "none.txt"},
+        "model": {"name": "flux", "source": "black-forest-labs/FLUX.1-dev"},
+        "adapter": {"start": "lora"},
+        "rewards": [{"reward": {"name": "clip_score", "source": "lora"}, "weight": 1.0}],
+    }
+    kept = store.run(store.create("train", config, title="Toy", origin="test")).config
+    assert kept["task"] == {"name": "prompts", "file": str(tmp_path / "mine.txt"), "held_out_file": "none.txt"}
+    assert kept["adapter"]["start"] == kept["rewards"][0]["reward"]["source"] == str(tmp_path / "lora")
+    assert (kept["title"], kept["model"]) == ("mine.txt", config["model"])
+    notebook = {"notebook": "mine.txt", "parameters": {"file": "mine.txt"}}
+    assert store.run(store.create("notebook", notebook, title="Toy", origin="test")).config == notebook
+
+
 def test_progress_is_not_recorded(store):
     run = new_run(store)
     assert store.record(run, Progress("rollout", 1, 4)) is None

@@ -19,6 +19,7 @@ from workbench import checkpoints
 from workbench.events import CheckpointReady, Event, GroupsScored, IterationDone, Preview, Progress, Started
 from workbench.exact_json import fields_of, from_json, to_json
 from workbench.masking import masked
+from workbench.places import in_full
 from workbench.processes import this_process
 from workbench.records import DRIVEN, Row, Run, Vote, Wish, numbers_of, picture_of, read_row, read_run, when
 from workbench.tables import BUSY_SECONDS, EVENTS, QUEUE, RUNS, VOTES, WISHES, open_database
@@ -84,12 +85,13 @@ class Store:
         branched: int | None = None,
         along: Callable[[Connection, str], None] | None = None,
     ) -> str:
-        """A new run, queued, with its directory and `config.json`; returns its id.
+        """A new run, queued, with its directory and `config.json`; returns its id. Files are named by their whole paths.
 
         Args:
             parent: the run that it branches from, after iteration `branched` of it; or the sweep that it is a point of.
             along: writes what must be recorded with the run or not at all, in its transaction; what it raises undoes the run.
         """
+        config = in_full(config) if kind != "notebook" else config  # whose parameters are its own business
         task = config.get("task")
         name = task.get("name", kind) if isinstance(task, dict) else task or config.get("notebook", kind)
         now = time.time()

@@ -19,7 +19,8 @@ from workbench.config import configure
 from workbench.contracts import Reward
 from workbench.events import Event, IterationDone, Progress
 from workbench.learner import Learner
-from workbench.rewards.function import FOLDER, Function
+from workbench.places import REWARDS
+from workbench.rewards.function import Function
 from workbench.rewards.remote import Remote
 from workbench.scoring import Rewards, Scores
 from workbench.settings import RunConfig, WeightedReward
@@ -60,7 +61,7 @@ def bench_rewards(
     say = progress or (lambda text: None)
     rewards: dict[str, Reward] = {"function": Function(function="slow.py:slow"), "remote": Remote(concurrency=1)}
     figures: dict[str, Any] = {"pairs": pairs, "threads": torch.get_num_threads()}
-    with tempfile.TemporaryDirectory() as folder, _environment({FOLDER: folder, "SLOW_SECONDS": "0"}):
+    with tempfile.TemporaryDirectory() as folder, _environment({REWARDS: folder, "SLOW_SECONDS": "0"}):
         (Path(folder) / "slow.py").write_text(SLOW)
         for structure in structures:
             settings = STRUCTURES[structure]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 import workbench
+from workbench.places import REWARDS, reward_folder
 from workbench.store import Store
 
 LOG = "log.txt"
@@ -107,5 +108,5 @@ def additions(store: Store, device: str | None) -> dict[str, str]:
     """What `environment` adds."""
     package = str(Path(workbench.__file__).parent.parent)
     path = os.pathsep.join(part for part in (package, os.environ.get("PYTHONPATH")) if part)
-    values = {"WORKBENCH_STORE": store.url, "PYTHONPATH": path}
+    values = {"WORKBENCH_STORE": store.url, "PYTHONPATH": path, REWARDS: str(reward_folder())}
     return values if device is None else values | {"CUDA_VISIBLE_DEVICES": device}

@@ -20,9 +20,8 @@ from pydantic import Field
 from torch import Tensor
 
 from workbench.contracts import Reward, RewardFailed, RewardFunction
+from workbench.places import REWARDS, reward_folder
 
-FOLDER = "WORKBENCH_REWARDS"
-"""The environment variable that names the folder of files; without it `rewards` in the working folder, beside `runs`."""
 MODULES = "WORKBENCH_REWARD_MODULES"
 """The environment variable that lists modules, separated by commas, from which functions may be taken besides."""
 GRACE = 5.0
@@ -53,8 +52,8 @@ class Function(Reward):
     def weight_files(self) -> tuple[Path, ...]:
         """The file of code, so that its digest is recorded with the run."""
         source, _, _ = self.function.partition(":")
-        path = (folder() / source).resolve()
-        return (path,) if source.endswith(".py") and path.is_relative_to(folder().resolve()) else ()
+        path = (reward_folder() / source).resolve()
+        return (path,) if source.endswith(".py") and path.is_relative_to(reward_folder().resolve()) else ()
 
     def load(self, device: torch.device) -> RewardFunction:
         """Raises: ValueError: if there is no such function, it may not be used, or does not take images and prompts."""
@@ -151,18 +150,13 @@ def find_function(reference: str) -> Callable[..., Any]:
     return function
 
 
-def folder() -> Path:
-    """Where the files of functions are."""
-    return Path(os.environ.get(FOLDER) or "rewards").expanduser().absolute()
-
-
 def _file(source: str) -> Path:
     """A file of the folder. Raises: ValueError: if it is not there, or the name leads out of the folder."""
-    path = (folder() / source).resolve()
-    if not path.is_relative_to(folder().resolve()):
-        raise ValueError(f"{source} is not in {folder()}; put the file there, or let ${FOLDER} name its folder")
+    path = (reward_folder() / source).resolve()
+    if not path.is_relative_to(reward_folder().resolve()):
+        raise ValueError(f"{source} is not in {reward_folder()}; put the file there, or let ${REWARDS} name its folder")
     if not path.is_file():
-        raise ValueError(f"there is no {source} in {folder()}; put the file there, or let ${FOLDER} name its folder")
+        raise ValueError(f"there is no {source} in {reward_folder()}; put the file there, or let ${REWARDS} name its folder")
     return path
 
 
@@ -189,7 +183,7 @@ def _import(name: str) -> ModuleType:
     if not any(name == module or name.startswith(f"{module}.") for module in listed):
         raise ValueError(
             f"functions of module {name!r} may not be used: list it in ${MODULES} (now: {', '.join(listed) or 'none'}), or put a "
-            f"file into {folder()}"
+            f"file into {reward_folder()}"
         )
     try:
         return importlib.import_module(name)
