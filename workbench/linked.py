@@ -1,17 +1,15 @@
 """The parts of a pipeline of diffusers in another folder, linked where the disk allows it, so that they take no room there."""
 
-import json
 import os
 import shutil
 from pathlib import Path
 
-from workbench.models.diffusers_folder import HEAD
+from workbench.models.diffusers_folder import HEAD, read_head
 
 
 def parts_of(pipeline: Path) -> list[str]:
     """The subfolders that a pipeline's head names as its own."""
-    told = json.loads((pipeline / HEAD).read_text())
-    return [name for name, value in told.items() if isinstance(value, list) and len(value) == 2 and all(value)]
+    return [name for name, value in read_head(pipeline).items() if isinstance(value, list) and len(value) == 2 and all(value)]
 
 
 def add_parts(source: Path, target: Path, *, but: str = "") -> None:

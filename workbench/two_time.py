@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from workbench.linked import add_parts, link
-from workbench.models.diffusers_folder import HEAD, loading
+from workbench.models.diffusers_folder import HEAD, loading, read_head
 from workbench.models.flux_meanflow import HEAD_ENTRY, WEIGHTS, weight_map
 from workbench.whole_file import whole_folder
 
@@ -96,8 +96,7 @@ def two_time_pipeline(source: Path, out: Path, told: str) -> Iterator[Path]:
         add_parts(source, hidden, but=_PART)
         (hidden / _PART).mkdir()
         yield hidden / _PART
-        head = json.loads((source / HEAD).read_text())
-        (hidden / HEAD).write_text(json.dumps(head | {_PART: HEAD_ENTRY}, indent=2) + "\n")
+        (hidden / HEAD).write_text(json.dumps(read_head(source) | {_PART: HEAD_ENTRY}, indent=2) + "\n")
         (hidden / "README.md").write_text(_README.format(told=told))
 
 

@@ -78,6 +78,24 @@ def _here(source: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def read_head(folder: Path) -> dict[str, Any]:
+    """What a pipeline says it is made of. Raises: ValueError: if the folder is none, or what it says cannot be read."""
+    return read_settings(folder / HEAD, f"{folder} holds no pipeline of diffusers: it has no {HEAD}; name the folder that has it")
+
+
+def read_settings(path: Path, missing: str) -> dict[str, Any]:
+    """What a file of settings says. Raises: ValueError: if it cannot be read, or `missing` if it is not there."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ValueError(missing) from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is not readable ({error}); fetch it again") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no settings; fetch it again")
+    return found
+
+
 def fingerprint(folder: Path, parts: Sequence[str]) -> str:
     """A digest of what some subfolders hold: of every tensor its name, shape, type and a sample from all over it.
 
@@ -203,15 +221,9 @@ def fetching(source: str, setting: str, absent: str) -> Iterator[None]:
 
 
 def _check(folder: Path, pipeline: str) -> dict[str, Any]:
-    """What the folder's head says. Raises: ValueError: if it is of another pipeline."""
-    head = folder / HEAD
-    try:
-        told = json.loads(head.read_text())
-        found = told.get("_class_name")
-    except FileNotFoundError:
-        raise ValueError(f"{folder} holds no pipeline of diffusers: it has no {HEAD}; name the folder that has it") from None
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{head} is not readable ({error}); fetch it again") from error
+    """What the folder's head says. Raises: ValueError: as `read_head`, or if it is of another pipeline."""
+    told = read_head(folder)
+    found = told.get("_class_name")
     if pipeline and found != pipeline:
         raise ValueError(f"{folder} holds a {found}, and this model loads a {pipeline}; choose another folder or model.name")
     return told

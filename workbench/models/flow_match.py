@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from workbench.contracts import FlowMapKind
 from workbench.first_line import first_line
 from workbench.flow import seed_stream, seeded_noise
-from workbench.models.diffusers_folder import HEAD, cached_folder, fingerprint, loading, quietly
+from workbench.models.diffusers_folder import cached_folder, fingerprint, loading, quietly, read_head
 from workbench.models.driven import Driven, Said, TooLong, Undriven, alike, joined, packed, unpacked
 from workbench.models.embedded import NetworkFlowMap
 from workbench.models.pipeline import DTYPES, Encoders, PipelineGenerator, PipelineModel, Prompts
@@ -118,7 +118,7 @@ class FlowMatchModel(PipelineModel):
                 f"model.offload = {self.offload!r}: a pipeline that is driven has all its parts on one device; use "
                 "model.offload = 'no', and for less memory model.quantize or a model that knows the family"
             )
-        head = json.loads((folder / HEAD).read_text())
+        head = read_head(folder)
         whose, found = head["_class_name"], (head.get("scheduler") or ["", "nobody"])[1]
         if {"transformer", "vae"} - inspect.signature(getattr(diffusers, whose, object).__init__).parameters.keys():
             raise ValueError(
@@ -150,7 +150,7 @@ class FlowMatchModel(PipelineModel):
         """
         import diffusers
 
-        head = json.loads((folder / HEAD).read_text())
+        head = read_head(folder)
         absent = [name for name, part in head.items() if isinstance(part, list) and not any(part)]
         left_out = dict.fromkeys((*absent, *(() if reads else _readers(folder))))
         settings = {"dtype": DTYPES[self.dtype], "use_safetensors": True}
@@ -371,8 +371,8 @@ def _check_adapted(model: FlowMatchModel, network: nn.Module) -> None:
 def _readers(folder: Path) -> tuple[str, ...]:
     """The parts of a pipeline that read prompts: all but those that draw. A damaged head names none, and is told of in `load`."""
     try:
-        head = json.loads((folder / HEAD).read_text())
-    except (OSError, ValueError):
+        head = read_head(folder)
+    except ValueError:
         return ()
     drawing = ("transformer", "vae", "scheduler")
     return tuple(name for name, part in head.items() if isinstance(part, list) and any(part) and name not in drawing)

@@ -4,7 +4,6 @@ The only place that knows of its patched and batch-normalised latents, its four-
 the shift of its time grid.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workbench.contracts import FlowMapKind
-from workbench.models.diffusers_folder import HEAD
+from workbench.models.diffusers_folder import read_head
 from workbench.models.flux2_sizes import KLEIN_4B
 from workbench.models.guidance import Conditions, GuidedMap
 from workbench.models.pipeline import PipelineModel
@@ -114,7 +113,7 @@ class Flux2KleinModel(PipelineModel):
         return "" if self.guidance > 1 else None  # the pipeline knows no other
 
     def check(self, folder: Path) -> None:
-        if self.guidance > 1 and json.loads((folder / HEAD).read_text()).get("is_distilled"):
+        if self.guidance > 1 and read_head(folder).get("is_distilled"):
             raise ValueError(
                 f"model.guidance = {self.guidance:g}: {folder} holds a distilled checkpoint, which takes no guidance; use 1, "
                 "or the base checkpoint it was distilled from"

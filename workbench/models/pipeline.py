@@ -4,7 +4,6 @@ A family of pipelines is one subclass of `PipelineModel`: how its encoders read 
 velocity, and what its latents look like. It alone knows of the family's timesteps, packing and guidance.
 """
 
-import json
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from workbench.contracts import FlowMap, Model
-from workbench.models.diffusers_folder import HEAD, cached_folder, fingerprint, loading, pipeline_folder, quietly
+from workbench.models.diffusers_folder import cached_folder, fingerprint, loading, pipeline_folder, quietly, read_head
 from workbench.models.offload import stream_linears
 from workbench.models.quantization import check_library, quantize
 from workbench.models.sharding import placed
@@ -278,7 +277,7 @@ class Encoders:
             return
         import diffusers
 
-        head = json.loads((self.folder / HEAD).read_text())
+        head = read_head(self.folder)
         read = {part for part in self.model.encoders if (self.folder / part).is_dir()}
         absent = {part: None for part, kind in head.items() if isinstance(kind, list) and part not in read}
         with loading(self.folder):
@@ -328,7 +327,7 @@ def diffusers_class(folder: Path, part: str) -> Any:
     """The class of a part of a pipeline, as the pipeline's head names it. Raises: ValueError: if it is not diffusers' own."""
     import diffusers
 
-    library, name = json.loads((folder / HEAD).read_text()).get(part) or ("nobody", "part that is missing")
+    library, name = read_head(folder).get(part) or ("nobody", "part that is missing")
     if library != "diffusers" or not hasattr(diffusers, name):
         raise ValueError(f"its {part} is a {name} of {library}, which is no class of this version of diffusers")
     return getattr(diffusers, name)

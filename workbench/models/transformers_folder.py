@@ -1,11 +1,8 @@
 """A model of transformers as a folder, and single files of weights: where they are, fetched from the hub if they have to be."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from workbench.models.diffusers_folder import HUB, fetching
+from workbench.models.diffusers_folder import HUB, fetching, read_settings
 
 HEAD = "config.json"
 """The file that says what a network is made of."""
@@ -47,7 +44,7 @@ def transformers_folder(source: str, setting: str, *, weights: bool = True, offl
             hf_hub_download(source, HEAD, local_files_only=offline)
             patterns = [*_SMALL, *(["model*.safetensors"] if weights else [])]
             folder = Path(snapshot_download(source, allow_patterns=patterns, local_files_only=offline))
-    settings(folder / HEAD, f"{folder} holds no model of transformers: it has no {HEAD}; let {setting} name one that has it")
+    read_settings(folder / HEAD, f"{folder} holds no model of transformers: it has no {HEAD}; let {setting} name one that has it")
     if weights and not any(folder.glob("model*.safetensors")):
         raise ValueError(f"{folder} has no model.safetensors, and weights in other files are not read; fetch it again")
     return folder
@@ -88,19 +85,6 @@ def cached_files(source: str, pattern: str = "model*.safetensors") -> tuple[Path
         return (Path(found),) if isinstance(found, str) else ()
     head = try_to_load_from_cache(source, HEAD) if HUB.fullmatch(source) else None
     return tuple(sorted(Path(head).parent.glob(pattern))) if isinstance(head, str) else ()
-
-
-def settings(path: Path, missing: str) -> Mapping[str, Any]:
-    """What a file of settings says. Raises: ValueError: if it cannot be read, or `missing` if it is not there."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ValueError(missing) from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not readable ({error}); fetch it again") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no settings; fetch it again")
-    return found
 
 
 def _parted(source: str) -> tuple[str, str]:

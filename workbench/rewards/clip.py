@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from workbench.models.diffusers_folder import loading
-from workbench.models.transformers_folder import HEAD, settings, transformers_folder
+from workbench.models.diffusers_folder import loading, read_settings
+from workbench.models.transformers_folder import HEAD, transformers_folder
 from workbench.newest import newest
 from workbench.rewards.views import View, read_view
 
@@ -97,6 +97,6 @@ def read_tokenizer(folder: Path) -> Any:
 
 def check_is(folder: Path, kind: str, setting: str) -> None:
     """Raise ValueError where a folder holds another kind of network, by transformers' own name for it."""
-    found = settings(folder / HEAD, f"{folder} has no {HEAD}").get("model_type")
+    found = read_settings(folder / HEAD, f"{folder} has no {HEAD}").get("model_type")
     if found != kind:
         raise ValueError(f"{folder} holds a network of the kind {found!r}, and {setting} wants a {kind!r}; name another folder")

@@ -9,7 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from workbench.contracts import RewardFunction
-from workbench.models.transformers_folder import HEAD, hub_file, settings, transformers_folder
+from workbench.models.diffusers_folder import read_settings
+from workbench.models.transformers_folder import HEAD, hub_file, transformers_folder
 from workbench.rewards.checkpoints import clip_of_open_clip, read_archive
 from workbench.rewards.clip import check_is, load_clip
 from workbench.rewards.learned import DTYPES, LearnedReward
@@ -40,7 +41,7 @@ class HPS(LearnedReward):
         path = hub_file(self.source, f"{self.name}.source", offline=self.offline)
         base = transformers_folder(self.processor, f"{self.name}.processor", weights=False, offline=self.offline)
         check_is(base, "clip", f"{self.name}.processor")
-        config = settings(base / HEAD, f"{base} has no {HEAD}")
+        config = read_settings(base / HEAD, f"{base} has no {HEAD}")
         folder = converted_folder(path, config, lambda origin: _converted(origin, config, self.name), "open_clip 1")
         clip = load_clip(str(folder), device, setting=f"{self.name}.source", dtype=DTYPES[self.dtype], processor=str(base))
         clip.view = clip.view.padded()  # whole pictures

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.nn import functional
 
-from workbench.models.transformers_folder import settings
+from workbench.models.diffusers_folder import read_settings
 
 _MODES = {2: "bilinear", 3: "bicubic"}  # as Pillow numbers them
 _FILES = ("preprocessor_config.json", "processor_config.json")
@@ -76,7 +76,7 @@ class View:
 def read_view(folder: Path) -> View:
     """The view that a folder of transformers describes. Raises: ValueError: if it does not."""
     path = next((folder / name for name in _FILES if (folder / name).is_file()), folder / _FILES[0])
-    found = settings(path, f"{folder} lacks {_FILES[0]}, which says how its network sees pictures; fetch it again")
+    found = read_settings(path, f"{folder} lacks {_FILES[0]}, which says how its network sees pictures; fetch it again")
     found = found.get("image_processor", found)
     size, crop = _sides(found.get("size", 224)), _sides(found.get("crop_size", 224))
     resample = found.get("resample", 3)
