@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, ClassVar, Literal
 
@@ -206,6 +207,17 @@ def test_a_server_that_is_overcharged_is_asked_again(status: int) -> None:
         assert len(server.asked) == 3
 
 
+def test_a_server_that_says_when_to_come_again_has_not_failed() -> None:
+    busy = Answer({"detail": "8 requests wait here already"}, 503, {"Retry-After": "1"})
+    answers = iter([*[busy] * 6, Answer({}, 500), busy, values(3.0)])
+    with answering(lambda path, body: next(answers)) as server:
+        assert remote(server.address, retries=1)(IMAGES[:1], PROMPTS[:1]).tolist() == [3.0]
+    with answering(lambda path, body: busy) as server:
+        with pytest.raises(RewardFailed, match=r"answered 503 .*8 requests wait here already, for 0\.2 s, for prompt 'prompt 0'"):
+            remote(server.address, retries=1, timeout=0.1)(IMAGES[:1], PROMPTS[:1])
+        assert len(server.asked) > 2
+
+
 def test_a_server_that_is_down_is_named_with_what_to_do() -> None:
     address = free_address()
     with pytest.raises(RewardFailed) as caught:
@@ -321,9 +333,10 @@ def test_settings_that_cannot_be_meant_are_refused(settings: dict[str, Any], tol
 # --- the server, of clients that are at fault
 
 
-def post(address: str, body: Any, **headers: str) -> httpx.Response:
+def post(address: str, body: Any, timeout: float = 30.0, **headers: str) -> httpx.Response:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return httpx.post(f"{address}/score", content=content, headers={"Content-Type": "application/json", **headers})
+    told = {"Content-Type": "application/json", **headers}
+    return httpx.post(f"{address}/score", content=content, headers=told, timeout=timeout)
 
 
 def picture(width: int, height: int) -> str:
@@ -361,6 +374,44 @@ def test_a_page_of_another_site_cannot_ask_and_too_much_is_refused(jpeg_server: 
     assert plain_text.status_code == 415
     monkeypatch.setattr("workbench.reward_server.LARGEST_BODY", 1000)
     assert post(jpeg_server, b" " * 2000).status_code == 413
+
+
+class Gated(Reward):
+    """Scores once `gate` is open; remembers for which prompts."""
+
+    name: Literal["gated"] = "gated"
+    gate: ClassVar[threading.Event] = threading.Event()
+    seen: ClassVar[list[str]] = []
+
+    def load(self, device: torch.device) -> RewardFunction:
+        def score(images: Tensor, prompts: Sequence[str]) -> Tensor:
+            self.seen.extend(prompts)
+            assert self.gate.wait(30)
+            return images[:, 0].mean((1, 2))
+
+        return score
+
+
+def test_a_server_that_is_busy_drops_who_has_gone_and_turns_others_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workbench.reward_server.MOST_WAITING", 2)
+    Gated.seen.clear()
+    Gated.gate.clear()
+    question = {"images": [SMALL]}
+    with serving(Gated()) as address, ThreadPoolExecutor() as threads:
+        at_work = threads.submit(post, address, {**question, "prompts": ["first"]})
+        while not Gated.seen:
+            time.sleep(0.01)
+        gone = threads.submit(post, address, {**question, "prompts": ["gone"]}, timeout=1.0)
+        time.sleep(0.3)
+        waits = threads.submit(post, address, {**question, "prompts": ["waits"]})
+        time.sleep(0.3)
+        refused = post(address, {**question, "prompts": ["refused"]})
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+        with pytest.raises(httpx.ReadTimeout):
+            gone.result()
+        Gated.gate.set()
+        assert at_work.result().status_code == waits.result().status_code == 200
+    assert Gated.seen == ["first", "waits"]
 
 
 # --- the command

@@ -28,6 +28,8 @@ MOST_IMAGES = 256
 """Most pictures of a request."""
 LARGEST_SIDE = 4096
 """Most pixels of a picture's side."""
+MOST_WAITING = 8
+"""Most requests that wait for their turn; whoever else asks is told to come again."""
 
 
 class Asked(BaseModel):
@@ -44,7 +46,7 @@ def make_app(reward: Reward, device: torch.device, token: str = "") -> FastAPI:
 
     POST /score takes `Asked` and answers {"values": [N numbers]}; GET /health says which reward it is. Whatever goes wrong is
     told as {"detail": text} with a status: 401 a wrong token, 413 too much, 415 no JSON, 422 not to be understood, 500 the reward
-    failed.
+    failed, 503 with Retry-After too many wait already.
 
     Args:
         token: what a request must bear; none where empty.
@@ -67,7 +69,11 @@ def make_app(reward: Reward, device: torch.device, token: str = "") -> FastAPI:
     @app.post(PATH)
     async def score(request: Request) -> dict[str, Any]:
         asked = _understood(await _body(request))
+        if turn.statistics().tasks_waiting >= MOST_WAITING:
+            raise HTTPException(503, f"{MOST_WAITING} requests wait here already", {"Retry-After": "1"})
         async with turn:
+            if await request.is_disconnected():  # nobody waits any more, and others do
+                raise HTTPException(408, "whoever asked has gone")
             try:
                 values = await anyio.to_thread.run_sync(scored, asked)
             except RewardFailed as error:

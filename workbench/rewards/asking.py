@@ -54,6 +54,10 @@ class _Passing(Exception):
     """A failure that may have passed by the next time."""
 
 
+class _Busy(_Passing):
+    """No failure: the server says when to come again."""
+
+
 @dataclass(frozen=True)
 class Question(Generic[T]):
     """What is posted, the prompt that it is about, and how its answer is read."""
@@ -71,7 +75,8 @@ class Service:
         variable: the environment variable that holds the key, sent as a bearer token where it is set.
         concurrency: questions that are open at the same time.
         timeout: seconds that one question may take.
-        retries: how often it is asked again.
+        retries: how often it is asked again. A server that is busy and says when to come again has not failed: it is asked again
+            as long as failures might have taken altogether.
         remedy: what to do where all fails, for messages.
     """
 
@@ -142,22 +147,35 @@ class Service:
 
     async def _ask(self, client: "AsyncClient", place: int, question: Question[T]) -> T:
         import anyio
-        from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+        from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
         body = await anyio.to_thread.run_sync(lambda: json.dumps(question.body()).encode())
+        deadline = anyio.current_time() + (self._retries + 1) * self._timeout
+        address, busy = "", 0
+
+        def over(state: RetryCallState) -> bool:
+            turned_away = state.outcome is not None and isinstance(state.outcome.exception(), _Busy)
+            return anyio.current_time() > deadline if turned_away else state.attempt_number - busy > self._retries
+
+        def pause(state: RetryCallState) -> float:
+            return BACKOFF * 2 ** min(max(state.attempt_number - busy - 1, 0), 4)
+
         tries = AsyncRetrying(
-            stop=stop_after_attempt(self._retries + 1),
-            wait=wait_exponential(multiplier=BACKOFF, max=16 * BACKOFF),
-            retry=retry_if_exception_type((_Passing, Unusable)),
-            reraise=True,
+            stop=over, wait=pause, retry=retry_if_exception_type((_Passing, Unusable)), reraise=True, sleep=anyio.sleep
         )
-        address = ""
         try:
             async for attempt in tries:
                 with attempt:
                     turn = place + attempt.retry_state.attempt_number - 1
                     address = self._addresses[turn % len(self._addresses)]
-                    return question.read(await self._post(client, address + self._path, body))
+                    try:
+                        return question.read(await self._post(client, address + self._path, body))
+                    except _Busy:
+                        busy += 1
+                        raise
+        except _Busy as error:
+            told = f"{address} {error}, for {(self._retries + 1) * self._timeout:g} s"
+            raise RewardFailed(f"{told}, for prompt {question.prompt!r}; {self._remedy}") from error
         except (_Passing, Unusable) as error:
             tries_made = f", {self._retries + 1} times" if self._retries else ""
             raise RewardFailed(f"{address} {error}{tries_made}, for prompt {question.prompt!r}; {self._remedy}") from error
@@ -191,6 +209,8 @@ class Service:
         if answer.status_code in (401, 403):
             missing = f"${self._variable} holds a wrong key" if self._key else f"put the key into ${self._variable}"
             raise RewardFailed(f"{said}; {missing}")
+        if answer.status_code in (429, 503) and "Retry-After" in answer.headers:
+            raise _Busy(said)
         if answer.status_code in (408, 425, 429) or answer.status_code >= 500:
             raise _Passing(said)
         if not answer.is_success:
