@@ -376,6 +376,15 @@ def test_a_page_of_another_site_cannot_ask_and_too_much_is_refused(jpeg_server: 
     assert post(jpeg_server, b" " * 2000).status_code == 413
 
 
+def test_pictures_that_would_take_too_much_memory_are_refused_unread(jpeg_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workbench.reward_server.LARGEST_PIXELS", 3 * 28 * 20)
+    assert post(jpeg_server, {"prompts": ["a"] * 3, "images": [SMALL] * 3}).status_code == 200
+    damaged = base64.b64encode(base64.b64decode(SMALL)[:90]).decode()  # its size can be read, its pixels cannot
+    refused = post(jpeg_server, {"prompts": ["a"] * 4, "images": [damaged] * 4})
+    assert refused.status_code == 413
+    assert "at most 1680 pixels at a time, got 2240: fewer pictures in a request" in refused.json()["detail"]
+
+
 class Gated(Reward):
     """Scores once `gate` is open; remembers for which prompts."""
 

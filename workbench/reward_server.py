@@ -28,6 +28,8 @@ MOST_IMAGES = 256
 """Most pictures of a request."""
 LARGEST_SIDE = 4096
 """Most pixels of a picture's side."""
+LARGEST_PIXELS = 2**28
+"""Most pixels of a request, over all its pictures: what compresses well takes no more memory than this."""
 MOST_WAITING = 8
 """Most requests that wait for their turn; whoever else asks is told to come again."""
 
@@ -146,11 +148,17 @@ def _pictures(images: list[str]) -> Tensor:
     sizes = sorted({picture.size for picture in opened})
     if len(sizes) > 1:
         raise HTTPException(422, f"all images of a request have one size, got {' and '.join(f'{w} x {h}' for w, h in sizes)}")
+    width, height = sizes[0]
+    if (asked := width * height * len(opened)) > LARGEST_PIXELS:
+        raise HTTPException(
+            413,
+            f"send at most {LARGEST_PIXELS} pixels at a time, got {asked}: fewer pictures in a request, or smaller ones",
+        )
     try:
         pixels = np.stack([np.asarray(picture.convert("RGB")) for picture in opened])
     except (OSError, SyntaxError, ValueError) as error:
         raise HTTPException(422, f"an image is damaged: {error}") from None
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255)
 
 
 def _opened(place: int, text: str) -> "Image":
