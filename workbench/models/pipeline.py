@@ -19,6 +19,7 @@ from workbench.models.diffusers_folder import cached_folder, fingerprint, loadin
 from workbench.models.offload import stream_linears
 from workbench.models.quantization import check_library, quantize
 from workbench.models.sharding import placed
+from workbench.models.transformers_folder import expect_libraries
 from workbench.prompt_cache import PromptCache
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -137,14 +138,7 @@ class PipelineModel(Model):
         ValueError: if the model is missing, gated, or another pipeline.
         ModuleNotFoundError: if diffusers is not installed, saying how to install it.
         """
-        try:
-            import diffusers  # noqa: F401
-            import transformers  # noqa: F401  # diffusers comes without it, and without the text encoders then
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                f"the model {self.name!r} needs {error.name}, which is not installed: pip install flow-map-workbench[models]",
-                name=error.name,
-            ) from error
+        expect_libraries(f"the model {self.name!r}")
         check_library(self.quantize)
         folder = pipeline_folder(self.source, self.pipeline, self.parts, self.optional, offline=self.offline)
         self.check(folder)

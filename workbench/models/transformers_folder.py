@@ -14,7 +14,7 @@ def expect_libraries(what: str) -> None:
     """Raise ModuleNotFoundError, saying how to install it, where a library is missing that `what` needs."""
     try:
         import diffusers  # noqa: F401
-        import transformers  # noqa: F401
+        import transformers  # noqa: F401  # diffusers comes without it, and without the text encoders then
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{what} needs {error.name}, which is not installed: pip install flow-map-workbench[models]", name=error.name
