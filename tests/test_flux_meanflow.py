@@ -24,6 +24,8 @@ from workbench.__main__ import main
 from workbench.captioned import captioned, read_picture
 from workbench.distillation import Distillation, DistillationRecipe, distil, slope_along, write_distilled
 from workbench.events import CheckpointReady, Controls, Evaluated, Event, Finished, IterationDone, PreflightDone
+from workbench.experiments.execute import execute
+from workbench.experiments.work import Work, submit
 from workbench.flow import time_grid
 from workbench.models.flux import pack, unpack
 from workbench.models.flux_meanflow import FluxMeanFlowModel
@@ -450,6 +452,14 @@ def test_the_command_writes_a_folder_and_never_over_one(plain: Path, tmp_path: P
     assert len(origin.weights) == 4  # transformer, autoencoder and both readers of prompts
     assert main(ask) == 2
     assert "made is a folder that is there already; name a place where nothing is" in capsys.readouterr().err
+
+
+def test_a_distillation_of_the_queue_leaves_its_folder_with_the_run(plain: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path / "runs")
+    run = submit(store, Work(kind="pretrain", config=recipe(plain, steps=1).model_dump(mode="json")), origin="test")
+    assert execute(store, run).status == "done"
+    assert bound(store.folder(run) / "flux_meanflow").kind == "two_time"
+    assert "held-out" in (store.folder(run) / "flux_meanflow.log").read_text()
 
 
 def test_the_papers_kernel_trains_on_its_grid_from_an_exact_first_ratio(folders: dict[str, Path]) -> None:

@@ -103,6 +103,7 @@ LAYERS = (
         "merging",
         "making",
         "needs",
+        "pretrained",
         "lora_runs",
         "example",
         "masking",

@@ -64,6 +64,10 @@ def _drive(store: Store, run: Run, entry: Entry, interrupted: Callable[[], bool]
 
     last = store.load_checkpoint(run.id) if store.checkpoints(run.id) else None  # an attempt goes on where the one before ended
     attend(Job(store, run.id, loop(run.kind, run.config), resume=last, fresh=True), entry.timeout, interrupted)
+    if run.kind == "pretrain" and store.run(run.id).status == "done":
+        from workbench.pretrained import write_pretrained
+
+        write_pretrained(store, run.id)
 
 
 def attend(job: "Job", timeout: float | None, interrupted: Callable[[], bool]) -> None:
