@@ -115,7 +115,5 @@ class FluxModel(PipelineModel):
 
     def latent_shape(self, transformer: Any, vae: Any) -> tuple[int, ...]:
         shrinks = 2 ** (len(vae.config.block_out_channels) - 1)
-        if self.resolution % (2 * shrinks):
-            raise ValueError(f"model.resolution = {self.resolution} is not a multiple of {2 * shrinks}, the pixels of one token")
-        side = self.resolution // shrinks
+        side = self.cells(shrinks, 2 * shrinks)
         return (transformer.config.in_channels // 4, side, side)

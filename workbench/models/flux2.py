@@ -139,9 +139,8 @@ class Flux2KleinModel(PipelineModel):
 
     def latent_shape(self, transformer: Any, vae: Any) -> tuple[int, ...]:
         token = 2 * 2 ** (len(vae.config.block_out_channels) - 1)
-        if self.resolution % token:
-            raise ValueError(f"model.resolution = {self.resolution} is not a multiple of {token}, the pixels of one token")
-        return (transformer.config.in_channels, self.resolution // token, self.resolution // token)
+        side = self.cells(token, token)
+        return (transformer.config.in_channels, side, side)
 
     def normalise(self, latents: Tensor, vae: Any) -> Tensor:
         shift, scale = _statistics(vae)

@@ -88,6 +88,12 @@ class PipelineModel(Model):
     def latent_shape(self, transformer: Any, vae: Any) -> tuple[int, ...]:
         """Of one picture, without the batch. Raises: ValueError: if `resolution` does not fit."""
 
+    def cells(self, cell: int, token: int) -> int:
+        """Of its latents along a side, where one stands for `cell` pixels. Raises: ValueError: if they are no whole tokens."""
+        if self.resolution % token:
+            raise ValueError(f"model.resolution = {self.resolution} is not a multiple of {token}, the pixels of one token")
+        return self.resolution // cell
+
     def check(self, folder: Path) -> None:
         """Raise ValueError, before anything is loaded, where what a folder says of itself does not fit the settings."""
 

@@ -86,10 +86,7 @@ class SanaFamily(PipelineModel):
 
     def latent_shape(self, transformer: Any, vae: Any) -> tuple[int, ...]:
         shrinks = 2 ** (len(vae.config.encoder_block_out_channels) - 1)
-        token = shrinks * transformer.config.patch_size
-        if self.resolution % token:
-            raise ValueError(f"model.resolution = {self.resolution} is not a multiple of {token}, the pixels of one token")
-        side = self.resolution // shrinks
+        side = self.cells(shrinks, shrinks * transformer.config.patch_size)
         return (transformer.config.in_channels, side, side)
 
     def _read(

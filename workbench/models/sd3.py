@@ -109,13 +109,11 @@ class SD3Model(PipelineModel):
     def latent_shape(self, transformer: Any, vae: Any) -> tuple[int, ...]:
         shrinks, config = 2 ** (len(vae.config.block_out_channels) - 1), transformer.config
         token, largest = shrinks * config.patch_size, shrinks * config.patch_size * config.pos_embed_max_size
-        if self.resolution % token:
-            raise ValueError(f"model.resolution = {self.resolution} is not a multiple of {token}, the pixels of one token")
+        side = self.cells(shrinks, token)
         if self.resolution > largest:
             raise ValueError(
                 f"model.resolution = {self.resolution} is above {largest}, the most pixels that these weights know of"
             )
-        side = self.resolution // shrinks
         return (config.in_channels, side, side)
 
     def _padded(self, read: Mapping[str, Tensor] | None, width: int) -> Mapping[str, Tensor] | None:
