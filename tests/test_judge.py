@@ -134,6 +134,8 @@ ANSWERS: dict[str, tuple[dict[str, Any], Any, float | str]] = {
     "infinite": ({}, '{"score": 1e999}', "which is not JSON as"),
     "another key": ({}, '{"rating": 7}', "which is not JSON as"),
     "a list": ({}, "[7]", "which is not JSON as"),
+    "lists in lists": ({}, "[" * 100_000, "which is not JSON as"),
+    "gigantic": ({}, f'{{"score": {10**400}}}', "which is not from 0 to 10"),
     "words and a number": ({"answers": "number"}, "Score: 7", "said 'Score: 7', which is not a number alone"),
     "a share": ({"answers": "number"}, "7/10", "which is not a number alone"),
     "nan as text": ({"answers": "number"}, "nan", "which is not a number alone"),

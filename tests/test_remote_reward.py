@@ -250,6 +250,9 @@ GARBAGE = {
     "no values": (Answer({"error": "x"}), "without a list of 'values'"),
     "no JSON": (Answer(b"<html>it works</html>"), "answered what is not JSON: '<html>it works</html>'"),
     "nothing": (Answer(b""), "answered what is not JSON: ''"),
+    "gigantic": (values(10**400, 1.0), "nothing can be made of (OverflowError: int too large"),
+    "deep": (Answer(b"[" * 100_000), "answered what is not JSON: '[[[["),
+    "deep and refused": (Answer(b"[" * 100_000, 500), "answered 500 Internal Server Error: '[[[["),
     "endless": (Answer(b"[" * (asking.LARGEST_ANSWER + 1)), "sent more than 1048576 bytes"),
 }
 

@@ -169,7 +169,7 @@ class Service:
                     turn = place + attempt.retry_state.attempt_number - 1
                     address = self._addresses[turn % len(self._addresses)]
                     try:
-                        return question.read(await self._post(client, address + self._path, body))
+                        return _made_of(await self._post(client, address + self._path, body), question.read)
                     except _Busy:
                         busy += 1
                         raise
@@ -217,8 +217,16 @@ class Service:
             raise RewardFailed(said)
         try:
             return json.loads(content)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise Unusable(f"answered what is not JSON: {excerpt(text)}") from None
+
+
+def _made_of(answer: Any, read: Callable[[Any], T]) -> T:
+    """What an answer says. Raises: Unusable: also of numbers and nestings beyond what a program can take."""
+    try:
+        return read(answer)
+    except (OverflowError, RecursionError) as error:
+        raise Unusable(f"gave what nothing can be made of ({type(error).__name__}: {error})") from error
 
 
 def excerpt(text: Any) -> str:
@@ -230,7 +238,7 @@ def _reason(text: str) -> str:
     """What a refusal says, in the two forms that are common: {"detail": text} and {"error": {"message": text}}."""
     try:
         said = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return excerpt(text)
     said = said.get("detail", said.get("error")) if isinstance(said, dict) else said
     said = said.get("message") if isinstance(said, dict) else said

@@ -144,7 +144,7 @@ def _score(text: str) -> str:
     """The number in {"score": 5} as text; empty where there is none."""
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
     value = found.get("score") if isinstance(found, dict) else None
     return repr(value) if type(value) in (int, float) else ""
