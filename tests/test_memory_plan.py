@@ -13,11 +13,11 @@ from tiny_family import CPU, PROMPTS
 from tiny_flux import FLUX
 from torch import Tensor
 
-from workbench.config import RunConfig, configure
+from workbench.config import RunConfig, change, configure
 from workbench.exact_json import to_json
 from workbench.footprint import materialised, measured, unrolled, without_content
 from workbench.learner import Learner
-from workbench.memory import GIB, memory_plan
+from workbench.memory import GIB, memory_plan, remedies
 from workbench.models.outline import outline
 from workbench.models.tiny.flux import tiny_flux
 from workbench.rollout import drain, stream_rollout
@@ -179,6 +179,45 @@ def test_what_does_not_fit_comes_with_what_would(middling: Path) -> None:
     changed = FLUX.run(middling, **wanted | {"model__gradient_checkpointing": True})
     assert checkpointing.total == memory_plan(changed, accelerator=False).total
     assert '"advice"' in to_json(plan.as_json())
+
+
+def test_weights_are_held_in_one_way_and_what_is_advised_can_be_set(middling: Path) -> None:
+    with pytest.raises(ValueError, match=r"model\.quantize = 'nf4' and model\.offload = 'linears'"):
+        FLUX.run(middling, model__quantize="nf4", model__offload="linears")
+    config = FLUX.run(middling, model__resolution=32)
+    plan = memory_plan(config, 2**20, accelerator=False)
+    *single, together = plan.advice
+    for each in single:
+        change(config, {each.setting: each.value})
+    assert together.setting == "all of these but model.quantize=int8 and model.quantize=nf4"
+    assert together.total < min(each.total for each in single)
+
+
+def test_a_pipeline_that_is_driven_is_not_told_to_have_its_parts_elsewhere() -> None:
+    told = dict(remedies(configure("flux", {"model.name": "flow_match"})))
+    assert told["model.quantize"] == "nf4"
+    assert "model.offload" not in told
+    divided = configure("flux", {"compute.sharding": "fsdp2", "compute.processes": 2})
+    assert not {"model.quantize", "model.offload"} & dict(remedies(divided)).keys()
+
+
+def test_what_an_encoder_is_asked_to_keep_is_counted() -> None:
+    """FLUX.2 takes what a prompt is from three layers, and its pipeline has all of them kept, with the logits."""
+    plan = memory_plan(configure("precise_flux2_klein"))
+    weights, tokens = 2 * 4.02e9, 16 * 512
+    kept = 2 * tokens * (37 * 2560 + 151936)
+    assert plan.stages["reading prompts"] == pytest.approx(weights + kept, rel=0.02)
+
+
+def test_rewards_that_are_not_here_count_by_what_is_published_of_them(middling: Path, tmp_path: Path) -> None:
+    def rewards(**changes: Any) -> int:
+        return memory_plan(FLUX.run(middling, rewards=[{"reward": changes}]), accelerator=False).parts["rewards"]
+
+    assert rewards(name="jpeg_size") == 0
+    assert rewards(name="pickscore", source="nobody/nothing") == 4 * 986_109_441
+    assert rewards(name="pickscore", source="nobody/nothing", dtype="bf16") == 2 * 986_109_441
+    file = shutil.copy(middling / "vae" / "diffusion_pytorch_model.safetensors", tmp_path / "model.safetensors")
+    assert rewards(name="pickscore", source=str(tmp_path)) == file.stat().st_size
 
 
 def test_a_small_model_of_our_own_has_a_plan_too() -> None:

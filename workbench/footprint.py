@@ -72,8 +72,11 @@ def without_content(accelerator: bool) -> Iterator[None]:
             yield
 
 
-def measured(run: Callable[[], Tensor], *, backward: bool) -> Pass:
-    """One pass of `run`, with a backward pass from the mean of what it returns; gradients of weights are there beforehand."""
+def measured(run: Callable[[], Any], *, backward: bool) -> Pass:
+    """One pass of `run`, with a backward pass from the mean of the tensor that it returns; gradients of weights are there before.
+
+    Without one it may return anything; the tensors in it are kept.
+    """
     with Live() as live:
         with torch.set_grad_enabled(backward):
             result = run()
@@ -91,12 +94,15 @@ def _backward(loss: Tensor) -> None:
 
 def materialised(network: nn.Module) -> None:
     """Put tensors without content in the place of those on `meta`, with gradients where they are trained."""
+    made: dict[Tensor, nn.Parameter] = {}  # what is shared stays so
     for module in network.modules():
         for name, value in module._parameters.items():
-            if value is not None:
+            if value is not None and value not in made:
                 fake = nn.Parameter(torch.empty(value.shape, dtype=value.dtype), requires_grad=value.requires_grad)
                 fake.grad = torch.empty_like(fake) if fake.requires_grad else None
-                module._parameters[name] = fake
+                made[value] = fake
+            if value is not None:
+                module._parameters[name] = made[value]
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
@@ -115,7 +121,7 @@ class _Kind:
     places: tuple[int, ...]
 
 
-def unrolled(network: nn.Module, run: Callable[[], Tensor], *, backward: bool) -> Pass:
+def unrolled(network: nn.Module, run: Callable[[], Any], *, backward: bool) -> Pass:
     """`measured`, made with one block of each kind and with two, since what blocks that are alike keep is alike.
 
     Hundreds of blocks are so worked out from a few. The network is whole again afterwards.

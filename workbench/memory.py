@@ -1,11 +1,11 @@
 """How much memory a run takes, part by part, before it is begun; and what to lower where there is too little."""
 
-
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from workbench.config import PORTIONS, RunConfig, change
-from workbench.contracts import OutOfMemory
+from workbench.contracts import OutOfMemory, Reward
 from workbench.first_line import first_line
 from workbench.flow import seeded_noise
+from workbench.models.pipeline import DTYPES
 from workbench.models.quantization import BYTES
 from workbench.newest import newest
 from workbench.prompt_cache import KEPT
+from workbench.rules import check_adapter, check_processes
 
 if TYPE_CHECKING:
     from workbench.footprint import Pass
@@ -32,7 +34,6 @@ _WORDS = ("can't allocate memory", "not enough memory", "out of memory")
 """What torch's allocators say that have no error of their own."""
 
 _READ = 16  # prompts that the encoders read at a time
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -90,16 +91,31 @@ def memory_plan(config: RunConfig, device: int = 0, *, accelerator: bool = True)
     plan = _plan(config, device, accelerator)
     if plan.fits:
         return plan
-    advice, together = [], config
-    for key, value in remedies(config):  # a later value of the same setting takes the place of an earlier
+    advice = []
+    for key, value in remedies(config):
         alone = _plan(change(config, {key: value}), device, accelerator)
-        together = change(together, {key: value})
         if alone.total < plan.total:
             advice.append(Advice(key, value, alone.total, alone.fits))
     if advice and not any(each.fits for each in advice):
-        whole = _plan(together, device, accelerator)
-        advice.append(Advice("all of these", "", whole.total, whole.fits))
+        ways = [_together(config, first, device, accelerator) for first in ("model.quantize", "model.offload")]
+        advice.append(next((way for way in ways if way.fits), ways[-1]))
     return MemoryPlan(plan.parts, plan.stages, device, tuple(advice))
+
+
+def _together(config: RunConfig, first: str, device: int, accelerator: bool) -> Advice:
+    """All remedies at once; one that a setting rules out which was taken before it is left out, by name.
+
+    Args:
+        first: the setting that comes before all others.
+    """
+    left: list[str] = []
+    for key, value in sorted(remedies(config), key=lambda each: each[0] != first):
+        try:  # a later value of the same setting takes the place of an earlier
+            config = change(config, {key: value})
+        except ValueError:
+            left.append(f"{key}={value}")
+    whole = _plan(config, device, accelerator)
+    return Advice(f"all of these but {' and '.join(left)}" if left else "all of these", "", whole.total, whole.fits)
 
 
 def advised(advice: Advice) -> str:
@@ -117,7 +133,25 @@ def device_memory(device: torch.device) -> int:
 
 
 def remedies(config: RunConfig) -> list[tuple[str, Any]]:
-    """Settings that take less memory, each with its value, those first that cost least time; none that is as low as it can be."""
+    """Settings that take less memory, each with its value, those first that cost least time; only what the run may be given."""
+    return [(key, value) for key, value in _lower(config) if _allowed(config, key, value)]
+
+
+def _allowed(config: RunConfig, key: str, value: Any) -> bool:
+    """Whether the model and the other settings let it be changed."""
+    section, field = key.split(".")
+    part = getattr(config, section)
+    try:
+        changed = config.model_copy(update={section: type(part)(**dict(part) | {field: value})})
+        check_adapter(changed)
+        check_processes(changed)
+    except ValueError:
+        return False
+    return True
+
+
+def _lower(config: RunConfig) -> list[tuple[str, Any]]:
+    """Every setting that is not as low as it can be."""
     model, compute = config.model, config.compute
     found: list[tuple[str, Any]] = []
     if compute.sample_batch > 1:
@@ -185,7 +219,7 @@ def _plan(config: RunConfig, device: int, accelerator: bool) -> MemoryPlan:
         "averaged weights": sizes.trained * (1 + behaviour),
         "optimizer": 2 * sizes.trained,
         "autoencoder": sizes.autoencoder if offload == "no" else 0,
-        "rewards": _on_disk([entry.reward for entry in config.rewards] + [entry.reward for entry in config.eval_rewards]),
+        "rewards": _of_rewards([entry.reward for entry in config.rewards] + [entry.reward for entry in config.eval_rewards]),
         "prompts": sizes.prompt * min(KEPT, _prompts(config)),
     }
     samples = _samples(config)
@@ -295,7 +329,7 @@ def _outlined(model: Any) -> tuple[Any, list[nn.Module]]:
 def _step(generator: Any, config: RunConfig, rows: int) -> Tensor:
     """One step of the sampler on so many rows, as in a rollout and in an update."""
     precision, (t, s) = config.compute.precision, config.times[:2]
-    with nullcontext() if precision == "no" else torch.autocast("cpu", _DTYPES[precision]):
+    with nullcontext() if precision == "no" else torch.autocast("cpu", DTYPES[precision]):
         known = config.task.prompts("train")
         flow_map = generator.bind(generator.embed([known[row % len(known)] for row in range(rows)]))
         return config.sampler.step(flow_map, torch.empty(rows, *generator.latent_shape), t, s).mean
@@ -303,7 +337,7 @@ def _step(generator: Any, config: RunConfig, rows: int) -> Tensor:
 
 def _reading(readers: list[nn.Module], model: Any) -> int:
     """Bytes that the hungriest of the encoders takes while it reads some prompts."""
-    from workbench.footprint import materialised, unrolled, without_content
+    from workbench.footprint import materialised, measured, without_content
 
     peaks = []
     for reader in readers:
@@ -311,12 +345,8 @@ def _reading(readers: list[nn.Module], model: Any) -> int:
         with without_content(False):
             materialised(reader.requires_grad_(False))
             ids = torch.zeros(_READ, tokens, dtype=torch.int64)
-            peaks.append(unrolled(reader, partial(_said, reader, ids), backward=False).peak)
+            peaks.append(measured(partial(reader, input_ids=ids, **model.asks), backward=False).peak)
     return max(peaks)
-
-
-def _said(reader: nn.Module, ids: Tensor) -> Tensor:
-    return reader(input_ids=ids)[0]
 
 
 def _size_of(embeddings: Any) -> int:
@@ -327,11 +357,17 @@ def _size_of(embeddings: Any) -> int:
     return size(iter(tensors))
 
 
-def _on_disk(rewards: Sequence[Any]) -> int:
-    """Bytes of the rewards' networks, as far as their files are here."""
-    weights = (".safetensors", ".bin", ".pt", ".pth")
-    files = {path for reward in rewards for path in reward.weight_files()}
-    return sum(path.stat().st_size for path in files if path.suffix in weights and path.is_file())
+def _of_rewards(rewards: Sequence[Reward]) -> int:
+    """Bytes of the rewards' networks: of their files, or of what was published where none is here."""
+    weights, size = (".safetensors", ".bin", ".pt", ".pth"), 0
+    counted: set[Path] = set()
+    for reward in dict.fromkeys(rewards):
+        files = {path for path in reward.weight_files() if path.suffix in weights and path.is_file()}
+        size += sum(path.stat().st_size for path in files - counted)
+        counted |= files
+        if not files:
+            size += reward.published * (4 if getattr(reward, "dtype", "fp32") == "fp32" else 2)
+    return size
 
 
 def _prompts(config: RunConfig) -> int:

@@ -48,7 +48,7 @@ def check_maps(config: "RunConfig") -> None:
 
 
 def check_adapter(config: "RunConfig") -> None:
-    """What is trained is precise enough to take small steps, and is of the kind that it begins from."""
+    """What is trained is precise enough to take small steps, and is of the kind that it begins from; the rest is held one way."""
     dtype = getattr(config.model, "dtype", "fp32")
     if config.adapter.kind == "full" and dtype != "fp32":
         raise ValueError(
@@ -62,6 +62,12 @@ def check_adapter(config: "RunConfig") -> None:
                 f"model.{setting} = {value!r} holds weights that are not trained, and adapter.kind = 'full' trains all of them; "
                 f"use adapter.kind = 'lora', or model.{setting} = 'no'"
             )
+    held, waits = getattr(config.model, "quantize", "no"), getattr(config.model, "offload", "no")
+    if held != "no" and waits == "linears":
+        raise ValueError(
+            f"model.quantize = {held!r} and model.offload = 'linears' each hold the weights of linear layers in their own way; "
+            "use model.offload = 'parts', or model.quantize = 'no'"
+        )
     if config.adapter.start and config.adapter.kind != "lora":
         raise ValueError(
             f"adapter.start = {config.adapter.start!r} are adapters, and adapter.kind = {config.adapter.kind!r} trains none; use "

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from workbench.contracts import FlowMapKind
@@ -100,6 +100,15 @@ class FlowMatchModel(PipelineModel):
     encoders = ()
     uneven = True
 
+    @model_validator(mode="after")
+    def _stays(self) -> "FlowMatchModel":
+        if self.offload != "no":
+            raise ValueError(
+                f"model.offload = {self.offload!r}: a pipeline that is driven has all its parts on one device; use "
+                "model.offload = 'no', and for less memory model.quantize or a model that knows the family"
+            )
+        return self
+
     @property
     def adapter_targets(self) -> tuple[str, ...]:  # type: ignore[override]
         return self.adapted
@@ -113,11 +122,6 @@ class FlowMatchModel(PipelineModel):
     def check(self, folder: Path) -> None:
         import diffusers
 
-        if self.offload != "no":
-            raise ValueError(
-                f"model.offload = {self.offload!r}: a pipeline that is driven has all its parts on one device; use "
-                "model.offload = 'no', and for less memory model.quantize or a model that knows the family"
-            )
         head = read_head(folder)
         whose, found = head["_class_name"], (head.get("scheduler") or ["", "nobody"])[1]
         if {"transformer", "vae"} - inspect.signature(getattr(diffusers, whose, object).__init__).parameters.keys():

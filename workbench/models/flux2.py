@@ -107,6 +107,7 @@ class Flux2KleinModel(PipelineModel):
     pipeline = "Flux2KleinPipeline"
     published = KLEIN_4B
     encoders = ("text_encoder", "tokenizer")
+    asks = {"output_hidden_states": True, "use_cache": False}  # noqa: RUF012  # three of its layers are what a prompt becomes
 
     @property
     def negative(self) -> str | None:
