@@ -61,10 +61,28 @@ class FailsInPreflight(Fails):
     at: int = 2  # after one evaluation with one number of steps
 
 
-def failing(config):
+class Short(Learner):
+    def decode(self, latents):
+        if rank == 1 and self.iteration == 1:
+            raise MemoryError
+        return super().decode(latents)
+
+
+class ShortInUpdate(Learner):
+    def learning_rate(self):
+        if rank == 1 and self.iteration == 1:
+            self.accelerator.backward = short
+        return super().learning_rate()
+
+
+def short(loss):
+    raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+
+def failing(config, kind=Learner):
     kinds, error = [], ""
     try:
-        for event in train(config):
+        for event in train(config, learner=kind(config, make_accelerator(config))):
             kinds.append([type(event).__name__, event.iteration if hasattr(event, "iteration") else 0])
     except Exception as caught:
         error = f"{type(caught).__name__}: {caught}"
@@ -99,6 +117,7 @@ except ValueError as error:
     report["refused"] = str(error)
 quick = {"grpo__groups": 4, "compute__processes": 2, "compute__device": "cpu"}
 report["failing"] = [failing(toy(reward, **quick)) for reward in (FailsInTraining(), FailsInEvaluation())]
+report["short"] = [failing(toy(**quick), kind) for kind in (Short, ShortInUpdate)]
 rewards = (WeightedReward.model_construct(reward=FailsInPreflight(), weight=1.0),)
 report["failing"].append(failing(parse_config(cases["fsdp2"]).model_copy(update={"rewards": rewards})))
 report["heard"] = Ranks(rank, 2).exchange({"from": rank, "long": "x" * 1000 * rank})
@@ -284,6 +303,14 @@ def test_a_reward_that_fails_on_one_rank_ends_both_with_a_checkpoint(ranks) -> N
     assert own_training[1].startswith("RewardFailed: process 1 of 2: reward 'redness' raised OSError")
     assert training[1].startswith("RewardFailed: reward 'redness' raised OSError")
     assert own_training[0] == training[0]
+
+
+def test_memory_that_runs_out_on_one_rank_ends_both_with_a_checkpoint_and_a_remedy(ranks) -> None:
+    for report in ranks[1]:
+        drawing, updating = report["short"]
+        assert drawing[0] == updating[0] == ["CheckpointReady", 1]
+        for error, cause in ((drawing[1], "MemoryError"), (updating[1], "CUDA out of memory. Tried to allocate 2 GiB")):
+            assert error.startswith(f"OutOfMemory: out of memory in iteration 2 (process 1 of 2: {cause}); go on with train --resume")
 
 
 def test_what_ranks_tell_each_other_may_be_of_any_length(ranks) -> None:

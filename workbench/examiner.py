@@ -193,7 +193,9 @@ class Examiner:
         share = self.ranks.share(len(prompts))
         own, streams = [prompts[place] for place in share], [seeds[place] for place in share]
         finished = None if scores is None else scores.add
-        pictures = yield from stream_images(self.policy.generator, own, streams, times=times, batch=batch, finished=finished)
+        with self.ranks.together():
+            drawn = stream_images(self.policy.generator, own, streams, times=times, batch=batch, finished=finished)
+            pictures = yield from drawn
         return self.ranks.gather(pictures)[: len(prompts)]
 
     def _base_pictures(self, steps: int) -> Stream[Progress, None, Tensor]:

@@ -81,7 +81,8 @@ class Learner:
         self.config, self.accelerator = config, accelerator
         on_cpu = accelerator.device.type == "cpu"  # which accelerate numbers where there are several processes
         self.device = torch.device("cpu") if on_cpu else accelerator.device
-        self.ranks = Ranks(accelerator.process_index, accelerator.num_processes, self.device)
+        divided = config.compute.sharding != "none"
+        self.ranks = Ranks(accelerator.process_index, accelerator.num_processes, self.device, divided=divided)
         with accelerator.local_main_process_first():
             config.model.read_ahead(ahead, self.device)
         adapter, optimizer = config.adapter, config.optimizer

@@ -28,6 +28,7 @@ from workbench.objectives.grpo import GRPOObjective
 from workbench.optim import AveragedWeights, set_learning_rate
 from workbench.pathlab import VIEW, Data, distribution
 from workbench.planning import kernel_stds
+from workbench.ranks import Ranks
 from workbench.rollout import Plan, drain, sample_rollout
 from workbench.samplers.asfmc import AnchoredSampler
 from workbench.samplers.ode import deterministic_step
@@ -176,6 +177,7 @@ class PlaneLearner:
     """
 
     behaviour: AveragedWeights | None = None  # the policy samples
+    ranks = Ranks()
 
     def __init__(self, settings: PlaneSettings, lever: Lever) -> None:
         self.settings, self.lever = settings, lever

@@ -38,7 +38,9 @@ def preflight(learner: "Learner") -> Stream[Progress, None, tuple[Check, ...]]:
         )
         deployed = learner.rewards.total((yield from scores.collect()))
     rewards, deployed = learner.gather(learner.rewards.total(parts)), learner.gather(deployed)
-    ratios = list(first_ratios(learner, learner.lesson(rollout, parts)))
+    lesson = learner.lesson(rollout, parts)
+    with learner.ranks.together():
+        ratios = list(first_ratios(learner, lesson))
     return (
         *([ratio_check(learner.gather(torch.cat(ratios)))] if ratios else []),
         spread_check(rewards, rollout.group_size),

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
+from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from workbench.contracts import Diverged, RewardFailed
 from workbench.first_line import first_line
+from workbench.memory import out_of_memory
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -22,7 +24,13 @@ WAIT = "WORKBENCH_WAIT"
 
 _WAIT_SECONDS = 600.0
 _PATIENCE = timedelta(days=30)  # while the first process is paused the others wait; whoever began them sees one that dies
-_SHARED = {kind.__name__: kind for kind in (FloatingPointError, Diverged, RewardFailed)}
+
+
+class OneOutOfMemory(torch.OutOfMemoryError):
+    """One of the processes has run out of memory, and all of them know."""
+
+
+_SHARED = {kind.__name__: kind for kind in (FloatingPointError, Diverged, RewardFailed, OneOutOfMemory)}
 
 
 class Ranks:
@@ -31,10 +39,11 @@ class Ranks:
     Args:
         index: of this process; the first keeps the record.
         device: where the numbers are that `gather` takes, if not on the CPU.
+        divided: whether networks ask the other processes with every pass, for their share of the weights.
     """
 
-    def __init__(self, index: int = 0, count: int = 1, device: torch.device | str = "cpu") -> None:
-        self.index, self.count = index, count
+    def __init__(self, index: int = 0, count: int = 1, device: torch.device | str = "cpu", *, divided: bool = False) -> None:
+        self.index, self.count, self._divided = index, count, divided
         self._wire = torch.device("cpu") if count == 1 or _speaks("gloo") else torch.device(device)
 
     @property
@@ -75,21 +84,33 @@ class Ranks:
         """Work that each process does by itself: where it fails for one, it fails for all.
 
         Inside, nothing that asks the others may follow what can fail for one of them alone, or they would wait for that one. A
-        network whose weights are divided asks them with every pass.
+        network whose weights are divided asks them with every pass; so where memory runs out in one of these, the others are
+        not told.
 
-        Raises: FloatingPointError, RewardFailed: this process's own, or else another's in its words.
+        Raises: FloatingPointError, RewardFailed: this process's own, or else another's in its words; OneOutOfMemory.
         """
-        failure = None
+        failure, told = None, None
         try:
             yield
-        except tuple(_SHARED.values()) as error:
-            failure = error
-        said = self.exchange(None if failure is None else (type(failure).__name__, str(failure)))
-        if failure is not None:
+        except Exception as error:
+            failure, told = error, self._told(error)
+            if told is None:
+                raise
+        said = self.exchange(told)
+        if failure is not None and out_of_memory(failure):
+            clear_frames(failure.__traceback__)  # they hold what it had worked out
+        elif failure is not None:
             raise failure
-        for index, told in enumerate(said):
-            if told is not None:
-                raise _SHARED.get(told[0], FloatingPointError)(f"process {index} of {self.count}: {told[1]}")
+        for index, heard in enumerate(said):
+            if heard is not None:
+                raise _SHARED.get(heard[0], FloatingPointError)(f"process {index} of {self.count}: {heard[1]}")
+
+    def _told(self, error: Exception) -> tuple[str, str] | None:
+        """What the others hear of an error; None where it is no concern of theirs."""
+        if out_of_memory(error):
+            alone = self.count == 1 or self._divided
+            return None if alone else (OneOutOfMemory.__name__, first_line(error))
+        return (type(error).__name__, str(error)) if isinstance(error, FloatingPointError | RewardFailed) else None
 
     @torch.no_grad()
     def average(self, gradients: Sequence[Tensor]) -> None:

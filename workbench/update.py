@@ -13,6 +13,7 @@ from workbench.events import Progress
 from workbench.lesson import Lesson
 from workbench.models.policy import Policy
 from workbench.optim import AveragedWeights
+from workbench.ranks import Ranks
 from workbench.rollout import Rollout
 
 
@@ -27,6 +28,9 @@ class Learns(Protocol):
 
     @property
     def policy(self) -> Policy: ...
+
+    @property
+    def ranks(self) -> Ranks: ...
 
     @property
     def behaviour(self) -> AveragedWeights | None: ...
@@ -55,9 +59,10 @@ def update_policy(learner: Learns, lesson: Lesson) -> Stream[Progress, None, tup
     """
     objective, policy, epochs = learner.config.objective, learner.policy, learner.config.grpo.epochs
     portions = objective.portions(lesson)
-    references = yield from _predictions(learner, portions, policy.reference() if objective.wants_reference else None)
     moves = epochs > 1 or learner.behaviour is not None  # otherwise the policy itself is the one that sampled
-    olds = yield from _predictions(learner, portions, learner.sampling() if objective.wants_old and moves else None)
+    with learner.ranks.together():
+        references = yield from _predictions(learner, portions, policy.reference() if objective.wants_reference else None)
+        olds = yield from _predictions(learner, portions, learner.sampling() if objective.wants_old and moves else None)
     before = [parameter.detach().clone() for parameter in policy.parameters.values()]
     undo = learner.snapshot() if epochs > 1 else None
     figures: dict[str, list[Tensor]] = {}
@@ -65,13 +70,14 @@ def update_policy(learner: Learns, lesson: Lesson) -> Stream[Progress, None, tup
     for epoch in range(epochs):
         predict = _first(learner) if epoch == 0 else objective.predict
         try:
-            for number, portion in enumerate(portions):
-                prediction = predict(portion, policy.generator)
-                loss, told = objective.loss(portion, prediction, reference=references[number], old=olds[number])
-                for name, values in told.items():
-                    figures.setdefault(name, []).append(values)
-                learner.accelerator.backward(loss)
-                yield Progress("update", number + 1, len(portions))
+            with learner.ranks.together():
+                for number, portion in enumerate(portions):
+                    prediction = predict(portion, policy.generator)
+                    loss, told = objective.loss(portion, prediction, reference=references[number], old=olds[number])
+                    for name, values in told.items():
+                        figures.setdefault(name, []).append(values)
+                    learner.accelerator.backward(loss)
+                    yield Progress("update", number + 1, len(portions))
             norm = learner.apply_gradients()
         except Exception:
             if undo is not None:

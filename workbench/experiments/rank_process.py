@@ -36,7 +36,8 @@ _PULSE_SECONDS = 2.0
 _ENDED = b"ended"
 
 _OVER = "over"  # in the common words: the first process has written down what became of the run
-_FOREVER = timedelta(days=30)
+_FOREVER = timedelta(days=30)  # what ended so for all of them, it surely writes down
+_MAYBE = timedelta(seconds=60)  # it may have run out of memory as well, or it waits for the one that has
 
 _ALONE_SECONDS = 1.0  # between two looks whether whoever began this process still lives
 
@@ -120,8 +121,8 @@ def follow(interrupts: "Callable[[], bool]") -> None:
     """
     from workbench.checkpoints import read_checkpoint
     from workbench.config import parse_config
-    from workbench.contracts import RewardFailed
-    from workbench.ranks import here, meet
+    from workbench.contracts import OutOfMemory, RewardFailed
+    from workbench.ranks import OneOutOfMemory, here, meet
     from workbench.train import train
 
     task = json.loads(meet().get("task"))
@@ -139,16 +140,25 @@ def follow(interrupts: "Callable[[], bool]") -> None:
         try:
             for _ in train(config, resume=resume, controls=controls):
                 controls.stop = controls.stop or interrupts()
-        except (FloatingPointError, RewardFailed):  # it ended so for all of them, and the first one records it
-            _first_is_over()
+        except (FloatingPointError, RewardFailed, OutOfMemory) as error:
+            alike = not isinstance(error, OutOfMemory) or isinstance(error.__cause__, OneOutOfMemory)
+            if not _first_is_over(_FOREVER if alike else _MAYBE):
+                raise
 
 
-def _first_is_over() -> None:
-    """Wait until the first process has written down what became of the run, for which it may have to wait for judges."""
+def _first_is_over(most: timedelta) -> bool:
+    """Whether the first process has written down what became of the run, for which it may have to wait for judges."""
+    from torch.distributed import DistStoreError
+
     from workbench.ranks import meet
 
-    with suppress(RuntimeError):  # the first process keeps the common words: where they are gone, it has ended
-        meet().wait([_OVER], _FOREVER)
+    try:
+        meet().wait([_OVER], most)
+    except DistStoreError:
+        return False
+    except RuntimeError:  # it kept the common words, and has ended
+        return True
+    return True
 
 
 class Pulse:
