@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 
+from workbench.models.pipeline import DTYPES
 from workbench.rewards.sizes import NETWORKS, random_network
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def bench_scorers(

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from workbench.contracts import Generator, Model
 from workbench.models.lora import attach, check_base, read_lora
+from workbench.models.pipeline import DTYPES
 from workbench.models.sharding import Sharding, held_back, shard
-
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Policy:
@@ -57,7 +56,7 @@ class Policy:
             self.frozen = deepcopy(network).requires_grad_(False)
         if precision != "no":  # after the copy: a wrapped `forward` is bound to the network that it was taken from
             for module in filter(None, (network, self.frozen)):
-                module.forward = torch.autocast(device.type, _DTYPES[precision])(module.forward)
+                module.forward = torch.autocast(device.type, DTYPES[precision])(module.forward)
         self.parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
         if sharding:
             shard(network, self.parameters.values(), device, sharding)

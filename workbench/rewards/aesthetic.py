@@ -8,10 +8,11 @@ from pydantic import Field
 from torch import nn
 
 from workbench.contracts import RewardFunction
+from workbench.models.pipeline import DTYPES
 from workbench.models.transformers_folder import cached_files, hub_file
 from workbench.rewards.checkpoints import read_archive
 from workbench.rewards.clip import load_clip
-from workbench.rewards.learned import DTYPES, LearnedReward
+from workbench.rewards.learned import LearnedReward
 
 _WIDTHS = (1024, 128, 64, 16, 1)
 _LAYERS = (0, 2, 4, 6, 7)  # dropout stands between them, which does nothing here

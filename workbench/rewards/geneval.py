@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from workbench.contracts import RewardFunction
+from workbench.models.pipeline import DTYPES
 from workbench.models.transformers_folder import cached_files
 from workbench.rewards.clip import CLIP, load_clip
 from workbench.rewards.detectors import SOURCES, load_detector
-from workbench.rewards.learned import DTYPES, LearnedReward
+from workbench.rewards.learned import LearnedReward
 from workbench.tasks.geneval_prompts import COLOURS, Scene, parse, read_scenes
 from workbench.tasks.geneval_rules import Found, Verdict, judge, sure
 

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from workbench.contracts import RewardFunction
 from workbench.models.diffusers_folder import read_settings
+from workbench.models.pipeline import DTYPES
 from workbench.models.transformers_folder import HEAD, hub_file, transformers_folder
 from workbench.rewards.checkpoints import clip_of_open_clip, read_archive
 from workbench.rewards.clip import check_is, load_clip
-from workbench.rewards.learned import DTYPES, LearnedReward
+from workbench.rewards.learned import LearnedReward
 from workbench.weight_cache import converted_folder
 
 

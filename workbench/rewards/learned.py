@@ -11,8 +11,6 @@ from torch import Tensor
 from workbench.contracts import Reward, RewardFunction
 from workbench.models.transformers_folder import cached_files, expect_libraries
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
 
 class LearnedReward(Reward):
     """A network made by others that scores pictures; a subclass for each."""

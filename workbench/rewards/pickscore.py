@@ -6,8 +6,9 @@ import torch
 from pydantic import Field
 
 from workbench.contracts import RewardFunction
+from workbench.models.pipeline import DTYPES
 from workbench.rewards.clip import load_clip
-from workbench.rewards.learned import DTYPES, LearnedReward
+from workbench.rewards.learned import LearnedReward
 
 
 class PickScore(LearnedReward):
