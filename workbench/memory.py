@@ -17,7 +17,6 @@ from workbench.contracts import OutOfMemory, Reward
 from workbench.first_line import first_line
 from workbench.flow import seeded_noise
 from workbench.models.pipeline import DTYPES
-from workbench.models.pipeline import DTYPES
 from workbench.models.quantization import BYTES
 from workbench.newest import newest
 from workbench.prompt_cache import KEPT
