@@ -110,8 +110,11 @@ class FluxModel(PipelineModel):
     def flow_map(
         self, network: nn.Module, config: Any, prompts: Mapping[str, Tensor], negative: Mapping[str, Tensor] | None
     ) -> FluxMap:
-        told = self.guidance if config.guidance_embeds else None
-        return FluxMap(network, prompts["hidden"], prompts["pooled"], told, self.kind)
+        return FluxMap(network, prompts["hidden"], prompts["pooled"], self.embedded_guidance(config), self.kind)
+
+    def embedded_guidance(self, config: Any) -> float | None:
+        """The scale that the network is told; None where it was made without."""
+        return self.guidance if config.guidance_embeds else None
 
     def latent_shape(self, transformer: Any, vae: Any) -> tuple[int, ...]:
         shrinks = 2 ** (len(vae.config.block_out_channels) - 1)

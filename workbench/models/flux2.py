@@ -17,7 +17,7 @@ from torch.nn import functional
 from workbench.contracts import FlowMapKind
 from workbench.models.diffusers_folder import read_head
 from workbench.models.flux2_sizes import KLEIN_4B
-from workbench.models.guidance import Conditions, GuidedMap
+from workbench.models.guidance import TRAIN_NEGATIVE, Conditions, GuidedMap
 from workbench.models.pipeline import PipelineModel
 
 TOKENS = 512
@@ -86,10 +86,7 @@ class Flux2KleinModel(PipelineModel):
         le=30,
         description="guidance scale, the same in training and use: 1 for distilled checkpoints, which take none; a base about 4",
     )
-    train_negative: bool = Field(
-        False,
-        description="let gradients go through the pass for the negative prompt as well: twice the work and memory of an update",
-    )
+    train_negative: bool = Field(False, description=TRAIN_NEGATIVE)
     max_tokens: int = Field(
         TOKENS,
         ge=32,

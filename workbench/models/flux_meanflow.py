@@ -60,8 +60,7 @@ class FluxMeanFlowModel(FluxModel):
     def flow_map(
         self, network: nn.Module, config: Any, prompts: Mapping[str, Tensor], negative: Mapping[str, Tensor] | None
     ) -> FluxMeanFlowMap:
-        told = self.guidance if config.guidance_embeds else None
-        return FluxMeanFlowMap(network, prompts["hidden"], prompts["pooled"], told, self.kind)
+        return FluxMeanFlowMap(network, prompts["hidden"], prompts["pooled"], self.embedded_guidance(config), self.kind)
 
     def load_transformer(self, folder: Path, settings: Mapping[str, Any]) -> Any:
         from workbench.models.flux_two_time import FluxTwoTimeTransformer2DModel

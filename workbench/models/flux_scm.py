@@ -62,5 +62,5 @@ class FluxConsistencyModel(FluxModel):
     def flow_map(
         self, network: nn.Module, config: Any, prompts: Mapping[str, Tensor], negative: Mapping[str, Tensor] | None
     ) -> FluxConsistencyMap:
-        told = self.guidance if config.guidance_embeds else None
+        told = self.embedded_guidance(config)
         return FluxConsistencyMap(network, prompts["hidden"], prompts["pooled"], told, self.kind, self.time_scale)

@@ -14,6 +14,9 @@ from workbench.models.embedded import NetworkFlowMap, time_on
 Conditions = Mapping[str, Tensor]
 """What a network is told besides states and times, by name; rows first, and one row stands for all."""
 
+TRAIN_NEGATIVE = "let gradients go through the pass for the negative prompt as well: twice the work and memory of an update"
+"""What the setting `train_negative` of a model does."""
+
 
 class GuidedMap(NetworkFlowMap):
     """A network with its prompts bound whose velocity leads away from what a negative prompt gives: v- + scale (v+ - v-).

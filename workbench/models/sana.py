@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from workbench.contracts import FlowMapKind
-from workbench.models.guidance import Conditions, GuidedMap
+from workbench.models.guidance import TRAIN_NEGATIVE, Conditions, GuidedMap
 from workbench.models.pipeline import PipelineModel
 from workbench.models.sana_sizes import SANA, SPRINT
 
@@ -110,10 +110,7 @@ class SanaModel(SanaFamily):
     guidance: float = Field(
         4.5, ge=0, le=30, description="guidance scale, the same in training and use; 1 and less ask the network once"
     )
-    train_negative: bool = Field(
-        False,
-        description="let gradients go through the pass for the empty prompt as well: twice the work and memory of an update",
-    )
+    train_negative: bool = Field(False, description=TRAIN_NEGATIVE)
 
     kind: ClassVar[FlowMapKind] = "velocity"
     pipeline = "SanaPipeline"

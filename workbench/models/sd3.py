@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workbench.contracts import FlowMapKind
-from workbench.models.guidance import Conditions, GuidedMap
+from workbench.models.guidance import TRAIN_NEGATIVE, Conditions, GuidedMap
 from workbench.models.pipeline import PipelineModel
 from workbench.models.sd3_sizes import MEDIUM
 
@@ -48,11 +48,7 @@ class SD3Model(PipelineModel):
         4.5, ge=0, le=30, description="guidance scale, the same in training and use; 1 and less ask the network once (turbo)"
     )
     negative_prompt: str = Field("", description="what guidance leads away from; empty for pictures of anything")
-    train_negative: bool = Field(
-        False,
-        description="let gradients go through the pass for the negative prompt as well: twice the work and memory of an update; "
-        "Flow-GRPO does without",
-    )
+    train_negative: bool = Field(False, description=f"{TRAIN_NEGATIVE}; Flow-GRPO does without")
     max_tokens: int = Field(
         256, ge=8, le=TOKENS, description="tokens of a prompt that T5 reads; without T5 CLIP's 77 are the limit"
     )
