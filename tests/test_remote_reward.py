@@ -291,6 +291,45 @@ def test_a_key_that_a_server_quotes_is_hidden_and_one_that_no_header_takes_refus
     assert SECRET not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("address", "listed", "allowed"),
+    [
+        ("http://gpu-2:8400", "", False),
+        ("http://gpu-2:8400", "gpu-1, gpu-20", False),
+        ("http://127.0.0.1.example.org", "", False),
+        ("http://GPU-2:8400", "gpu-1, gpu-2", True),
+        ("https://example.org", "", True),
+        ("http://localhost:8400", "", True),
+        ("http://127.0.0.2:8400", "", True),
+        ("http://[::1]:8400", "", True),
+    ],
+)
+def test_a_key_goes_unencrypted_only_where_its_owner_says(
+    address: str, listed: str, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(asking.PLAIN_HOSTS, listed)
+    remote("http://127.0.0.1:8400", address)  # there is no key yet
+    monkeypatch.setenv(TOKEN, SECRET)
+    if allowed:
+        remote("http://127.0.0.1:8400", address)
+        return
+    with pytest.raises(
+        ValueError, match=rf"key in \${TOKEN} would go to {address} .*use https, .* in \$WORKBENCH_PLAIN_HOSTS"
+    ) as told:
+        remote("http://127.0.0.1:8400", address)
+    assert SECRET not in str(told.value)
+
+
+def test_a_key_may_end_in_a_line_break_but_not_be_blank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TOKEN, f" {SECRET}\n")
+    with answering(lambda path, body: values(1.0)) as server:
+        remote(server.address)(IMAGES[:1], PROMPTS[:1])
+        assert server.asked[0][1]["authorization"] == f"Bearer {SECRET}"
+        monkeypatch.setenv(TOKEN, " \n")
+        with pytest.raises(ValueError, match="holds nothing but blanks"):
+            remote(server.address)
+
+
 def test_closing_breaks_off_what_is_asked_at_once() -> None:
     gate = threading.Event()
     with answering(lambda path, body: Answer({}, wait=gate)) as server:
@@ -431,7 +470,7 @@ def test_a_server_that_is_busy_drops_who_has_gone_and_turns_others_away(monkeypa
 
 def test_the_command_serves_until_it_is_asked_to_end(tmp_path: Any) -> None:
     command = [sys.executable, "-m", "workbench", "serve-reward", "jpeg_size", "--set", "quality=30", "--port", "0", "--json"]
-    environment = os.environ | {TOKEN: SECRET, "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {TOKEN: f"{SECRET}\n", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as process:
         try:
             ready = json.loads(process.stdout.readline())
@@ -463,6 +502,15 @@ def test_the_command_refuses_what_it_cannot_serve(
     assert main(["serve-reward", *arguments]) == status
     error = capsys.readouterr().err
     assert all(part in error for part in told), error
+
+
+def test_a_token_that_nobody_could_send_is_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for token, words in ((" \n", "holds nothing but blanks"), (f"{SECRET}\n{SECRET}", "characters that no header takes")):
+        monkeypatch.setenv(TOKEN, token)
+        assert main(["serve-reward", "jpeg_size", "--port", "0"]) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert SECRET not in error
 
 
 def test_a_port_that_is_taken_is_named(jpeg_server: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,5 @@
 """`serve-reward`: work out a reward here for training that goes on elsewhere."""
 
-import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,10 +32,16 @@ def serve_reward(
 
     One server for each GPU: a run shares its pictures out among all addresses that it is given.
     """
-    token = os.environ.get(TOKEN, "")
+    from workbench.rewards.asking import PLAIN_HOSTS, key_in
+
+    with bad_arguments():
+        token = key_in(TOKEN)
     if host not in _LOOPBACK and not token:
         told = f"--host {host} would let anyone on the network use this machine"
-        raise BadArguments(f"{told}; put a token into ${TOKEN}, here and where the run is, or keep 127.0.0.1")
+        raise BadArguments(
+            f"{told}; put a token into ${TOKEN}, here and where the run is, which lists this host in ${PLAIN_HOSTS}; or keep "
+            "127.0.0.1"
+        )
     from workbench.config import configure_reward
     from workbench.reward_server import listen, make_app, serve
 

@@ -1,5 +1,6 @@
 """Questions to services over HTTP: several at a time, in bounded time, asked again where that may help, every failure told."""
 
+import ipaddress
 import json
 import os
 import re
@@ -23,6 +24,9 @@ BACKOFF = 0.5
 """Seconds before a question is asked again; twice as long each time, at most 16 times as long."""
 LARGEST_ANSWER = 2**20
 """Most bytes of an answer that are read."""
+
+PLAIN_HOSTS = "WORKBENCH_PLAIN_HOSTS"
+"""The environment variable that lists hosts, separated by commas, to which keys may go over plain http."""
 
 _EXCERPT = 300  # characters of an answer that a message quotes
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -72,7 +76,8 @@ class Service:
 
     Args:
         path: what is posted to, after each address.
-        variable: the environment variable that holds the key, sent as a bearer token where it is set.
+        variable: the environment variable that holds the key, sent as a bearer token where it is set; over plain http only to
+            this machine and to hosts that $WORKBENCH_PLAIN_HOSTS lists.
         concurrency: questions that are open at the same time.
         timeout: seconds that one question may take.
         retries: how often it is asked again. A server that is busy and says when to come again has not failed: it is asked again
@@ -95,9 +100,9 @@ class Service:
 
         self._addresses, self._path, self._variable = tuple(addresses), path, variable
         self._concurrency, self._timeout, self._retries, self._remedy = concurrency, timeout, retries, remedy
-        self._key = os.environ.get(variable, "").strip()
-        if not (self._key.isascii() and self._key.isprintable()):  # it would be quoted by the error that a header raises
-            raise ValueError(f"what ${variable} holds cannot be a key: it has characters that no header takes")
+        self._key = key_in(variable)
+        if self._key:
+            _expect_private(addresses, variable)
         self._trusted = httpx.create_ssl_context()
         self._asked: Future[Any] | None = None
         self._closed = False
@@ -219,6 +224,40 @@ class Service:
             return json.loads(content)
         except (ValueError, RecursionError):
             raise Unusable(f"answered what is not JSON: {excerpt(text)}") from None
+
+
+def key_in(variable: str) -> str:
+    """The key that an environment variable holds; empty where it is not set.
+
+    Raises: ValueError: if it holds only blanks, or what no header takes; does not show it.
+    """
+    held = os.environ.get(variable, "")
+    key = held.strip()
+    if held and not key:
+        raise ValueError(f"${variable} holds nothing but blanks; put a key into it, or unset it")
+    if not (key.isascii() and key.isprintable()):  # it would be quoted by the error that a header raises
+        raise ValueError(f"what ${variable} holds cannot be a key: it has characters that no header takes")
+    return key
+
+
+def _expect_private(addresses: Sequence[str], variable: str) -> None:
+    """Raise ValueError where a key would go unencrypted over a network that nobody has said is private."""
+    listed = {host.strip().lower() for host in os.environ.get(PLAIN_HOSTS, "").split(",")}
+    for address in addresses:
+        parts = urlsplit(address)
+        host = parts.hostname or ""
+        if parts.scheme == "http" and not _is_loopback(host) and host not in listed:
+            raise ValueError(
+                f"the key in ${variable} would go to {address} for everyone on the way to read; use https, unset ${variable}, "
+                f"or, where the network is your own, list {host} in ${PLAIN_HOSTS}"
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _made_of(answer: Any, read: Callable[[Any], T]) -> T:

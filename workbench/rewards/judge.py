@@ -55,7 +55,9 @@ class Judge(Reward):
     timeout: float = Field(60.0, gt=0, le=3600, description="seconds that one question may take")
     retries: int = Field(3, ge=0, le=20, description="how often a question without a usable answer is asked again")
     key_variable: Variable = Field(
-        "WORKBENCH_JUDGE_KEY", description="environment variable that holds the server's key, where it asks for one"
+        "WORKBENCH_JUDGE_KEY",
+        description="environment variable that holds the server's key, where it asks for one; over plain http it goes to "
+        "this machine alone, and to hosts that $WORKBENCH_PLAIN_HOSTS lists",
     )
 
     background: ClassVar[bool] = True

@@ -32,7 +32,9 @@ class Remote(Reward):
     timeout: float = Field(120.0, gt=0, le=3600, description="seconds that one request may take")
     retries: int = Field(3, ge=0, le=20, description="how often a request is sent again that a server did not answer")
     token_variable: Variable = Field(
-        "WORKBENCH_REWARD_TOKEN", description="environment variable that holds the servers' token, where they ask for one"
+        "WORKBENCH_REWARD_TOKEN",
+        description="environment variable that holds the servers' token, where they ask for one; over plain http it goes "
+        "to this machine alone, and to hosts that $WORKBENCH_PLAIN_HOSTS lists",
     )
 
     background: ClassVar[bool] = True
