@@ -355,13 +355,47 @@ def test_a_process_of_another_machine_that_falls_silent_is_told_and_one_that_has
     for _ in range(5):
         for pulse in pulses:
             pulse.beat()
+            pulse.look()
         now[0] += SILENT_SECONDS / 2
     assert not lost
     pulses[2].end()
     for _ in range(4):
         pulses[0].beat()  # and process 1 is silent
+        pulses[0].look()
         now[0] += SILENT_SECONDS / 2
     assert lost == ["process 1 of 3 has not been heard of for 60 s: its machine or the network between is down"]
+
+
+KEEPER = """
+import sys, torch
+
+words = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+print(words.port, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_machine_of_the_common_words_is_missed_as_well() -> None:
+    keeper = subprocess.Popen([sys.executable, "-c", KEEPER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        words = torch.distributed.TCPStore("127.0.0.1", int(keeper.stdout.readline()), is_master=False)
+        keys, now, lost = ["process/0", "process/1"], [0.0], []
+        for key in keys:
+            words.set(key, "here")
+        pulse = Pulse(words, keys, 1, lost.append, lambda: now[0])
+        pulse.beat()
+        keeper.send_signal(signal.SIGSTOP)
+        beating = threading.Thread(target=pulse.beat)
+        beating.start()
+        now[0] += 2 * SILENT_SECONDS
+        beating.join(0.5)
+        assert beating.is_alive()  # for as long as the machine is silent
+        pulse.look()
+        assert lost == ["process 0 of 2 has not been heard of for 60 s: its machine or the network between is down"]
+    finally:
+        keeper.kill()
+        keeper.communicate()
+    beating.join()
 
 
 def test_processes_divide_over_nodes() -> None:

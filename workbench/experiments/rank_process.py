@@ -165,7 +165,8 @@ class Pulse:
     """Says again and again that this process lives, and listens whether the others say so.
 
     On one machine whoever began the processes sees them die. Of another machine nothing is heard when it is lost, and what waits
-    for its numbers would wait for days.
+    for its numbers would wait for days. So would `beat`, where it is the machine of the common words: `look` is for another
+    thread, and asks nobody but the clock.
 
     Args:
         store: where processes leave words for each other, one of `keys` for each of them, which is there already.
@@ -187,12 +188,15 @@ class Pulse:
     def beat(self) -> None:
         """Say it once, and listen."""
         self._beats += 1
-        now = self._clock()
         with suppress(RuntimeError):  # the first process keeps the words: where they are not to be had, all are silent
             self._store.set(self._keys[self._index], str(self._beats))
             for other, said in enumerate(self._store.multi_get(self._keys)):
                 if said != self._heard[other][0]:
-                    self._heard[other] = (said, now)
+                    self._heard[other] = (said, self._clock())
+
+    def look(self) -> None:
+        """Say who has been silent for too long."""
+        now = self._clock()
         for other, (said, when) in enumerate(self._heard):
             if other != self._index and said != _ENDED and now - when > SILENT_SECONDS:
                 self._lost(
@@ -222,12 +226,13 @@ def _pulsing() -> Iterator[None]:
         os._exit(1)  # the main thread may be waiting for numbers that never come
 
     pulse = Pulse(listening(), keys(), index, lost)
-    ticker = Ticker(pulse.beat, _PULSE_SECONDS)
+    tickers = [Ticker(act, _PULSE_SECONDS) for act in (pulse.beat, pulse.look)]
     try:
         yield
         pulse.end()
     finally:
-        ticker.stop()
+        for ticker in tickers:
+            ticker.stop()
 
 
 def _drive(task: dict[str, Any], interrupts: "_Interrupts") -> Told | None:
