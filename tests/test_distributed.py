@@ -310,7 +310,7 @@ def test_memory_that_runs_out_on_one_rank_ends_both_with_a_checkpoint_and_a_reme
         drawing, updating = report["short"]
         assert drawing[0] == updating[0] == ["CheckpointReady", 1]
         for error, cause in ((drawing[1], "MemoryError"), (updating[1], "CUDA out of memory. Tried to allocate 2 GiB")):
-            assert error.startswith(f"OutOfMemory: out of memory in iteration 2 (process 1 of 2: {cause}); go on with train --resume")
+            assert error.startswith(f"OutOfMemory: out of memory in iteration 2 (process 1 of 2: {cause}); go on with train")
 
 
 def test_what_ranks_tell_each_other_may_be_of_any_length(ranks) -> None:
