@@ -22,7 +22,8 @@ from toy_training import assert_same_state, told
 
 from workbench.__main__ import main
 from workbench.captioned import captioned, read_picture
-from workbench.distillation import Distillation, DistillationRecipe, distil, slope_along, write_distilled
+from workbench.distillation import Distillation, distil, slope_along, write_distilled
+from workbench.distillation_data import gather
 from workbench.events import CheckpointReady, Controls, Evaluated, Event, Finished, IterationDone, PreflightDone
 from workbench.experiments.execute import execute
 from workbench.experiments.work import Work, submit
@@ -35,6 +36,7 @@ from workbench.models.tiny.flux import random_flux, tiny_flux
 from workbench.models.tiny.flux_meanflow import smooth_in_time, tiny_flux_meanflow
 from workbench.pretrain import configure_recipe, recorded_recipe
 from workbench.provenance import read_provenance
+from workbench.recipes.distillation import DistillationRecipe
 from workbench.store import Store
 from workbench.train import train
 from workbench.two_time import copy_pipeline, make_two_time
@@ -312,7 +314,7 @@ def test_a_difference_reaches_as_far_as_the_numbers_are_coarse(plain: Path) -> N
 def test_the_target_is_the_teachers_velocity_less_the_slope_and_no_gradient_runs_through_it(plain: Path) -> None:
     wanted = recipe(plain, same_time=0.0)
     work = Distillation(wanted, wanted.beginning(), CPU)
-    list(work.gather(Controls()))
+    list(gather(work.data, work.student, wanted, Controls()))
     errors, same = work._errors(0, torch.arange(4))
     assert not same.any()
     errors.sum().backward()
@@ -487,7 +489,7 @@ def test_pictures_with_captions_are_learned_from(plain: Path, tmp_path: Path) ->
     assert torch.equal(pixels[0], torch.ones(SIDE, SIDE))
     wanted = recipe(plain, pictures=str(tmp_path), samples=0, steps=1)
     work = Distillation(wanted, wanted.beginning(), CPU)
-    list(work.gather(Controls()))
+    list(gather(work.data, work.student, wanted, Controls()))
     latents = load_file(work.data[0].file)["latent"]
     expected = work.generator.encode(read_picture(found[0].path, SIDE)[None])[0]
     assert torch.allclose(latents.float(), expected, atol=2e-3)

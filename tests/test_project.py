@@ -79,7 +79,7 @@ LAYERS = (
     {"config"},
     {"planning", "evaluate", "scoring", "sampling", "axes", "pathlab", "retrace", "memory", "footprint"},
     {"ranks", "examiner", "learner", "update", "preflight", "train", "pretrain", "recipes", "preferences", "plane"}
-    | {"distillation", "captioned", "two_time", "linked"},
+    | {"distillation", "distillation_data", "captioned", "two_time", "linked"},
     {
         "store",
         "jobs",

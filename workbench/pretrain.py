@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from workbench.distillation import DistillationRecipe, distil
+from workbench.distillation import distil
 from workbench.evaluate import breakdown, held_out, measure, stream_images, to_uint8
 from workbench.events import (
     CheckpointReady,
@@ -31,6 +31,7 @@ from workbench.optim import AveragedWeights, load_optimizer_tensors, optimizer_t
 from workbench.preferences import PreferenceRecipe, pretrain_preference
 from workbench.recipes import RECIPES
 from workbench.recipes.base import Recipe, Workpiece
+from workbench.recipes.distillation import DistillationRecipe
 from workbench.recipes.stages import Stage
 from workbench.rewards import REWARDS
 

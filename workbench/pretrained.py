@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from workbench import __version__
-from workbench.distillation import DistillationRecipe, write_distilled
+from workbench.distillation import write_distilled
 from workbench.models.embedded import save_weights
 from workbench.pretrain import recorded_recipe
+from workbench.recipes.distillation import DistillationRecipe
 from workbench.store import Store
 
 

@@ -384,9 +384,9 @@ def _parts(kind: str, config: Mapping[str, Any], notes: list[str]) -> "tuple[Any
             loaded: list[Any] = [*((each.name, each) for each in extensions), ("adapter.start", settings.adapter)]
             return settings.task, loaded
         if kind == "pretrain":
-            from workbench.distillation import DistillationRecipe
             from workbench.models.embedded import shipped_weights
             from workbench.pretrain import recorded_recipe
+            from workbench.recipes.distillation import DistillationRecipe
 
             recipe = recorded_recipe(config)
             if isinstance(recipe, DistillationRecipe):

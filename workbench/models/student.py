@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.contracts import Generator, Model
+from workbench.models.lora import attach
 
 SECOND = "delta_embedder"
 """The module that a distillation trains with all its weights, whatever it does to the others."""
@@ -41,11 +42,12 @@ class Student:
                 f"adapter = 'full' trains weights that dtype = {dtype!r} holds too coarsely for small steps; use dtype = 'fp32', "
                 "or adapter = 'lora'"
             )
+        self.device = device
         self.generator: Generator = model.load(device)
         network = self.generator.network.eval()  # no dropout
         self._frozen: nn.Module | None = None
         if adapter == "lora":
-            self.generator.network = _with_adapters(network, model, rank, alpha, seed)
+            self.generator.network = attach(network, model, rank, alpha, seed, whole=(SECOND,))
         else:
             self._frozen = deepcopy(network).requires_grad_(False)
             network.requires_grad_(True)
@@ -75,15 +77,3 @@ class Student:
         """The network with what was learned folded in, as its own class; the student is of no more use."""
         network: Any = self.generator.network
         return network if self._frozen is not None else network.merge_and_unload()
-
-
-def _with_adapters(network: nn.Module, model: Model, rank: int, alpha: float, seed: int) -> nn.Module:
-    from peft import LoraConfig, get_peft_model
-
-    network.requires_grad_(False)
-    settings = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(model.adapter_targets), modules_to_save=[SECOND]
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return get_peft_model(network, settings)
