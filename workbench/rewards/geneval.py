@@ -28,8 +28,11 @@ _LONGEST = 8  # times its width that a crop is long, which is enlarged until its
 class GenEval(LearnedReward):
     """GenEval: objects, counts, colours and positions that a prompt asks for, as a detector sees them; in [0, 1].
 
-    Objects are found by Mask2Former, as published, or by Grounding DINO; their colour is CLIP's opinion of the object alone, on
-    grey. It looks at nothing else, so pictures may lose in taste: let another reward, or a judge, watch that.
+    Objects are found by Mask2Former, or by Grounding DINO; their colour is CLIP's opinion of the object alone, on grey. It looks
+    at nothing else, so pictures may lose in taste: let another reward, or a judge, watch that.
+
+    GenEval's own detector is a Mask2Former on Swin-S that MMDetection trained on COCO. The one here has the same architecture,
+    data and classes but other weights, those of its authors: its scores come close to published ones and are not the same.
 
     Source: GenEval (arXiv:2310.11513); the dense score is that of Flow-GRPO (arXiv:2505.05470), kept within [0, 1].
     """
@@ -41,18 +44,22 @@ class GenEval(LearnedReward):
         "is right and counts are exact, else 0; benchmark: 1 by GenEval's own rule, where only counting has a most",
     )
     detector: Literal["mask2former", "grounding_dino"] = Field(
-        "mask2former", description="what finds objects: mask2former as published; grounding_dino reads class names, has no masks"
+        "mask2former",
+        description="what finds objects: mask2former, the kind that GenEval uses; grounding_dino reads class names, has no masks",
     )
     source: str = Field(
         "",
-        description="folder or id of the detector; empty: facebook/mask2former-swin-small-coco-instance, as published, or "
-        "IDEA-Research/grounding-dino-base",
+        description="folder or id of the detector; empty: facebook/mask2former-swin-small-coco-instance, a near relative of "
+        "GenEval's own and not the same weights, or IDEA-Research/grounding-dino-base",
     )
     clip: str = Field("openai/clip-vit-large-patch14", description="folder or id of the CLIP that tells colours")
     metadata: str = Field("", description="the task's own file of metadata; empty reads what is asked from the prompt's template")
-    threshold: float = Field(0.3, ge=0, le=1, description="least confidence of an object, 0.3 as published")
+    threshold: float = Field(0.3, ge=0, le=1, description="least confidence of an object, 0.3 as published for its detector")
     counting_threshold: float = Field(
-        0.9, ge=0, le=1, description="the same where objects are counted: 0.9 as published; about 0.4 for grounding_dino"
+        0.9,
+        ge=0,
+        le=1,
+        description="the same where objects are counted: 0.9 as published for its detector; about 0.4 for grounding_dino",
     )
     max_overlap: float = Field(
         1.0,
