@@ -23,7 +23,7 @@ from workbench.events import CheckpointReady, IterationDone
 from workbench.export import read_archive, write_archive, write_weights
 from workbench.lora_runs import take_lora
 from workbench.models.diffusers_folder import fingerprint
-from workbench.models.lora import DIFFUSERS, DIFFUSERS_NOTE, NOTE, PEFT, read_lora
+from workbench.models.lora import DIFFUSERS, DIFFUSERS_NOTE, NOTE, PEFT, Lora, attach, read_lora
 from workbench.models.policy import Policy
 from workbench.policies import Policies, choose
 from workbench.provenance import collect
@@ -114,6 +114,19 @@ def test_peft_writes_what_it_takes(folder: Path, tmp_path: Path) -> None:
     x = noise(generator.latent_shape)
     assert torch.allclose(sampled(generator, x, TIMES), sampled(policy.generator, x, TIMES), atol=1e-5)
     assert {name.split(".lora_")[0].rpartition(".")[2] for name in policy.parameters} == {"to_q", "to_v"}
+
+
+def test_only_the_layers_of_the_file_are_adapted_though_others_end_alike(folder: Path) -> None:
+    """FLUX has a `proj_out` at its end, and one in each of its single blocks."""
+    network: Any = FLUX.model(folder).load(CPU).network
+    layers = ("proj_out", "transformer_blocks.0.attn.to_q")
+    sizes = [network.get_submodule(name).weight.shape for name in layers]
+    factors = {name: (torch.ones(2, size[1]), torch.ones(size[0], 2)) for name, size in zip(layers, sizes, strict=True)}
+    adapted = attach(network, FLUX.model(folder), 2, 2.0, 0, Lora(Path("some.safetensors"), factors, 1.0, None))
+    ends = ".lora_A.default.weight"
+    assert {name.removesuffix(ends) for name, _ in adapted.named_parameters() if name.endswith(ends)} == {
+        f"base_model.model.{name}" for name in layers
+    }
 
 
 def test_diffusers_writes_what_it_takes(trained: tuple[Path, Policy], folder: Path, tmp_path: Path) -> None:

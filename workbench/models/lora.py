@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,9 +131,20 @@ def made_with(path: str) -> dict[str, Any]:
     return _mapping(_content(lora_file(path))[1].get(NOTE))
 
 
-def attach(network: nn.Module, model: Model, rank: int, alpha: float, seed: int, lora: Lora | None = None) -> nn.Module:
+def attach(
+    network: nn.Module,
+    model: Model,
+    rank: int,
+    alpha: float,
+    seed: int,
+    lora: Lora | None = None,
+    *,
+    whole: Sequence[str] = (),
+) -> nn.Module:
     """The network with adapters: fresh ones on the model's layers, which change nothing, or those of a file on its layers.
 
+    Args:
+        whole: names of modules whose own weights are trained besides.
     Raises: ValueError: if the file's adapters do not fit the network or have another rank.
     """
     from peft import LoraConfig, get_peft_model
@@ -141,10 +152,13 @@ def attach(network: nn.Module, model: Model, rank: int, alpha: float, seed: int,
     if lora is not None:
         _check_fit(lora, network, model, rank)
     network.requires_grad_(False)
-    targets = list(model.adapter_targets if lora is None else lora.factors)
+    targets: Any = list(model.adapter_targets)  # ends of names
+    if lora is not None:
+        targets = "|".join(map(re.escape, lora.factors))  # whole names: the end of one may be another's
+    settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets, modules_to_save=list(whole) or None)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        adapted = get_peft_model(network, LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets))
+        adapted = get_peft_model(network, settings)
     if lora is not None:
         own = dict(adapted.named_parameters())
         with torch.no_grad():
