@@ -32,7 +32,7 @@ class GenEval(LearnedReward):
     at nothing else, so pictures may lose in taste: let another reward, or a judge, watch that.
 
     GenEval's own detector is a Mask2Former on Swin-S that MMDetection trained on COCO. The one here has the same architecture,
-    data and classes but other weights, those of its authors: its scores come close to published ones and are not the same.
+    data and classes but other weights, those of its authors, so scores do not compare digit by digit with published ones.
 
     Source: GenEval (arXiv:2310.11513); the dense score is that of Flow-GRPO (arXiv:2505.05470), kept within [0, 1].
     """
