@@ -65,6 +65,24 @@ def saved(make: Callable[[], Any], name: str, folder: Path | str | None, seed: i
     return made
 
 
+def autoencoder(shift_factor: float | None, halvings: int = 1) -> Any:
+    """One of 4 channels whose cells are 2 ** halvings pixels along a side."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * (halvings + 1),
+        up_block_types=("UpDecoderBlock2D",) * (halvings + 1),
+        block_out_channels=(8,) * (halvings + 1),
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        shift_factor=shift_factor,
+        scaling_factor=0.4,
+    )
+
+
 def clip_tokenizer() -> Any:
     """Every letter a token, alone or at a word's end."""
     from transformers import CLIPTokenizer

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from workbench.models.tiny import chat_tokenizer, saved, t5_tokenizer
+from workbench.models.tiny import autoencoder, chat_tokenizer, saved, t5_tokenizer
 
 
 def tiny_auraflow(folder: Path | str | None = None, *, seed: int = 0) -> Path:
@@ -62,7 +62,7 @@ def _auraflow() -> Any:
         transformer.proj_out.weight.mul_(10)  # so that pictures are what the network says rather than the noise it was given
     return AuraFlowPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.73),
-        vae=_vae(shift_factor=None).eval(),
+        vae=autoencoder(shift_factor=None).eval(),
         text_encoder=encoder.eval(),
         tokenizer=letters,
         transformer=transformer.eval(),
@@ -105,7 +105,7 @@ def _z_image() -> Any:
             token.normal_(std=0.02)
     return ZImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        vae=_vae(shift_factor=0.1).eval(),
+        vae=autoencoder(shift_factor=0.1).eval(),
         text_encoder=encoder.eval(),
         tokenizer=words,
         transformer=transformer.eval(),
@@ -145,7 +145,7 @@ def _lumina2() -> Any:
         transformer.norm_out.linear_2.weight.mul_(10)
     return Lumina2Pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        vae=_vae(shift_factor=0.1, halvings=3).eval(),  # it takes for granted that a cell has 8 pixels
+        vae=autoencoder(shift_factor=0.1, halvings=3).eval(),  # it takes for granted that a cell has 8 pixels
         text_encoder=encoder.eval(),
         tokenizer=words,
         transformer=transformer.eval(),
@@ -198,21 +198,4 @@ def _qwen_image() -> Any:
         text_encoder=encoder.eval(),
         tokenizer=words,
         transformer=transformer.eval(),
-    )
-
-
-def _vae(shift_factor: float | None, halvings: int = 1) -> Any:
-    from diffusers import AutoencoderKL
-
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * (halvings + 1),
-        up_block_types=("UpDecoderBlock2D",) * (halvings + 1),
-        block_out_channels=(8,) * (halvings + 1),
-        layers_per_block=1,
-        norm_num_groups=4,
-        latent_channels=4,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=shift_factor,
-        scaling_factor=0.4,
     )

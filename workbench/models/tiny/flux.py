@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from workbench.models.tiny import clip_tokenizer, saved, t5_tokenizer
+from workbench.models.tiny import autoencoder, clip_tokenizer, saved, t5_tokenizer
 
 
 def tiny_flux(folder: Path | str | None = None, *, guidance: bool = True, seed: int = 0) -> Path:
@@ -22,7 +22,7 @@ def tiny_flux(folder: Path | str | None = None, *, guidance: bool = True, seed: 
 
 def random_flux(guidance: bool) -> Any:
     """The pipeline in memory, its weights drawn from the global generator."""
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
     from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
     words, letters = clip_tokenizer(), t5_tokenizer()
@@ -37,18 +37,7 @@ def random_flux(guidance: bool) -> Any:
         guidance_embeds=guidance,
         axes_dims_rope=(4, 6, 6),
     )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-        latent_channels=4,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.1,
-        scaling_factor=0.4,
-    )
+    vae = autoencoder(shift_factor=0.1)
     clip = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(words),

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from workbench.models.tiny import clip_tokenizer, saved, t5_tokenizer
+from workbench.models.tiny import autoencoder, clip_tokenizer, saved, t5_tokenizer
 
 
 def tiny_sd3(folder: Path | str | None = None, *, t5: bool = True, seed: int = 0) -> Path:
@@ -21,7 +21,7 @@ def tiny_sd3(folder: Path | str | None = None, *, t5: bool = True, seed: int = 0
 
 
 def _sd3(with_t5: bool) -> Any:
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
     words, letters = clip_tokenizer(), t5_tokenizer()
@@ -40,18 +40,7 @@ def _sd3(with_t5: bool) -> Any:
         dual_attention_layers=(0,),
         qk_norm="rms_norm",
     )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-        latent_channels=4,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.06,
-        scaling_factor=0.4,
-    )
+    vae = autoencoder(shift_factor=0.06)
     clip_l, clip_g = (
         CLIPTextModelWithProjection(
             CLIPTextConfig(
