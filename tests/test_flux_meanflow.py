@@ -22,7 +22,7 @@ from toy_training import assert_same_state, told
 
 from workbench.__main__ import main
 from workbench.captioned import captioned, read_picture
-from workbench.distillation import Distillation, distil, slope_along, write_distilled
+from workbench.distillation import Distillation, distil, slope_along
 from workbench.distillation_data import gather
 from workbench.events import CheckpointReady, Controls, Evaluated, Event, Finished, IterationDone, PreflightDone
 from workbench.experiments.execute import execute
@@ -35,6 +35,7 @@ from workbench.models.tiny import TOKENS, saved
 from workbench.models.tiny.flux import random_flux, tiny_flux
 from workbench.models.tiny.flux_meanflow import smooth_in_time, tiny_flux_meanflow
 from workbench.pretrain import configure_recipe, recorded_recipe
+from workbench.pretrained import write_distilled
 from workbench.provenance import read_provenance
 from workbench.recipes.distillation import DistillationRecipe
 from workbench.store import Store
@@ -426,6 +427,28 @@ def test_what_was_distilled_is_a_pipeline_that_trains(adapter: str, plain: Path,
         further = recipe(out, steps=1)
         assert further.beginning() == out
         assert isinstance(told(distil(further))[-1], Finished)
+
+
+def test_what_was_distilled_is_written_in_the_numbers_of_its_base_and_the_embedder_in_its_own(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = shutil.copytree(plain, tmp_path / "coarse")
+    file = Path("transformer") / "diffusion_pytorch_model.safetensors"
+    save_file({name: value.bfloat16() for name, value in load_file(plain / file).items()}, source / file)
+    wanted = recipe(source, dtype="bf16", precision="bfloat16")
+    work = Distillation(wanted, wanted.beginning(), CPU)
+    with torch.no_grad():
+        for value in work.average.average.values():
+            value.add_(0.01)
+    checkpoint = work.checkpoint()
+    monkeypatch.setattr(DistillationRecipe, "student", None)  # no whole network is loaded
+    written = load_file(write_distilled(wanted, checkpoint, tmp_path / "out") / file)
+    second = {name: value for name, value in written.items() if "delta_embedder" in name}
+    assert {value.dtype for value in second.values()} == {torch.float32}
+    assert {value.dtype for name, value in written.items() if name not in second} == {torch.bfloat16}
+    trained = checkpoint.tensors["average"]
+    for name, value in second.items():
+        assert any(torch.equal(value, trained[known]) for known in trained if known.endswith(name.rpartition("embedder.")[2]))
 
 
 def test_undistilled_maps_are_written_as_they_are_made(plain: Path, tmp_path: Path) -> None:

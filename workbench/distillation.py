@@ -32,7 +32,6 @@ from workbench.models.flux_meanflow import FluxMeanFlowMap
 from workbench.optim import AveragedWeights, load_optimizer_tensors, optimizer_tensors, set_learning_rate
 from workbench.recipes.distillation import DistillationRecipe
 from workbench.samplers.ode import ODESampler
-from workbench.two_time import copy_pipeline, two_time_pipeline
 
 _SHOWN = 24  # most images of a sheet
 
@@ -40,7 +39,7 @@ _SHOWN = 24  # most images of a sheet
 def distil(
     recipe: DistillationRecipe, *, resume: CheckpointReady | None = None, controls: Controls | None = None
 ) -> Iterator[Event]:
-    """Distil a two-time map; `write_distilled` makes a pipeline of the last checkpoint.
+    """Distil a two-time map; `pretrained.write_distilled` makes a pipeline of the last checkpoint.
 
     Data come first: pictures are encoded and the teacher's own are drawn, and both are kept in the cache.
     Raises: ValueError: if the checkpoint or the data are missing or damaged. FloatingPointError: if the loss stops being finite.
@@ -266,23 +265,6 @@ def slope_along(
     ahead, behind = (t + reach).clamp(max=1.0), torch.maximum(t - reach, s)
     after, before = (flow_map.average_velocity(x + _column(time - t) * velocity, time, s) for time in (ahead, behind))
     return (after - before) / _column(ahead - behind)
-
-
-def write_distilled(recipe: DistillationRecipe, checkpoint: CheckpointReady, out: Path) -> Path:
-    """Write what a distillation made as a pipeline with the averaged weights; whole or not at all.
-
-    Raises: ValueError: if `out` is there already.
-    """
-    folder = recipe.beginning()
-    if not recipe.steps:
-        return copy_pipeline(folder, out)
-    with two_time_pipeline(folder, out, f"Distilled from {recipe.source} by MeanFlow, {checkpoint.iteration} steps.") as made:
-        student = recipe.student(folder, torch.device("cpu"))
-        with torch.no_grad():
-            for name, parameter in student.parameters.items():
-                parameter.copy_(checkpoint.tensors["average"][name])
-        student.merged().save_pretrained(made)
-    return out
 
 
 def _column(times: Tensor) -> Tensor:

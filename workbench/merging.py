@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Generator as Stream
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -59,20 +59,26 @@ class _Tensor:
         return count
 
 
-class _Learned:
-    """What training changed, by the name of the weight: other values, or two factors whose product is added."""
+class Learned:
+    """What training changed, by the name of the weight: other values, or two factors whose product is added.
 
-    def __init__(self, tensors: "Mapping[str, Tensor]", config: "RunConfig") -> None:
-        prefix = "" if config.model.component else "network."
-        self.scale = config.adapter.alpha / config.adapter.rank
+    Args:
+        tensors: as the network's parameters are named, with adapters or without.
+        scale: of the product of an adapter's factors.
+        prefix: of the names in the base's files.
+    """
+
+    def __init__(self, tensors: "Mapping[str, Tensor]", scale: float, prefix: str = "") -> None:
+        self.scale = scale
         self.whole: dict[str, Tensor] = {}
         self.factors: dict[str, dict[str, Tensor]] = {}
         for name, value in tensors.items():
-            if config.adapter.kind == "lora":
-                layer, _, factor = name.removeprefix("base_model.model.").partition(".lora_")
+            plain = name.removeprefix("base_model.model.").replace(".modules_to_save.default.", ".")
+            layer, adapted, factor = plain.partition(".lora_")
+            if adapted:
                 self.factors.setdefault(f"{prefix}{layer}.weight", {})[factor[0]] = value
             else:
-                self.whole[f"{prefix}{name}"] = value
+                self.whole[f"{prefix}{plain}"] = value
 
     def check(self, base: Mapping[str, _Tensor]) -> None:
         """Raise ValueError where the base is not what was trained."""
@@ -147,7 +153,8 @@ def merge(
     """What `write_merged` writes: into a folder that is there and empty, or of an embedded model as the file `path`."""
     from workbench.models.pipeline import PipelineModel
 
-    learned, model = _Learned(tensors, config), config.model
+    model = config.model
+    learned = Learned(tensors, config.adapter.alpha / config.adapter.rank, "" if model.component else "network.")
     if not isinstance(model, PipelineModel):
         (file,) = model.weight_files()
         base = _tensors((file,), "fp32" if dtype == "base" else dtype)
@@ -156,12 +163,9 @@ def merge(
         yield from _write(path, base, learned, {NOTE: json.dumps(made)}, 0, _size(base))
         return
     source = _source(model, pipeline)
-    base = _tensors(_files(source / model.component), dtype)
-    learned.check(base)
-    _expect_room(base, path)
     component = path / model.component if pipeline else path
     component.mkdir(exist_ok=True)
-    yield from _write_component(component, source / model.component, base, learned, made)
+    yield from merge_component(component, source / model.component, learned, {NOTE: json.dumps(made)}, dtype=dtype)
     if pipeline:
         add_parts(source, path, but=model.component)
 
@@ -207,20 +211,40 @@ def _tensors(files: tuple[Path, ...], dtype: Dtype) -> dict[str, _Tensor]:
     return found
 
 
-def _write_component(
-    folder: Path, source: Path, base: Mapping[str, _Tensor], learned: _Learned, made: dict[str, Any]
+def merge_component(
+    folder: Path,
+    source: Path,
+    learned: Learned,
+    notes: Mapping[str, str],
+    *,
+    dtype: Dtype = "base",
+    trained: Dtype = "base",
 ) -> Stream[Progress, None, None]:
-    """A component as diffusers' `save_pretrained` writes it: its settings, and weights in files of at most `SHARD`."""
+    """A component as diffusers' `save_pretrained` writes it: its settings, and weights in files of at most `SHARD`.
+
+    Args:
+        folder: to write into, which is there and empty.
+        source: the component that was trained.
+        notes: what each file says of itself.
+        dtype: numbers of its weights; by default those of the source's files.
+        trained: numbers of the weights that were trained without adapters, where others are wanted for them.
+    Raises: ValueError: if the source is damaged or not what was trained, or there is no room.
+    """
     import torch
     from huggingface_hub import split_torch_state_dict_into_shards
 
+    base = _tensors(_files(source), dtype)
+    learned.check(base)
+    if trained != "base":
+        base |= {name: replace(base[name], type=_WANTED[trained]) for name in learned.whole}
+    _expect_room(base, folder)
     shutil.copyfile(source / "config.json", folder / "config.json")
     pattern = WEIGHTS.replace(".safetensors", "{suffix}.safetensors")
     sizes = {name: torch.empty(each.shape, dtype=each.dtype, device="meta") for name, each in base.items()}
     plan, done, total = split_torch_state_dict_into_shards(sizes, filename_pattern=pattern, max_shard_size=SHARD), 0, _size(base)
     for name, keys in plan.filename_to_tensors.items():
         part = {key: base[key] for key in keys}
-        yield from _write(folder / name, part, learned, {"format": "pt", NOTE: json.dumps(made)}, done, total)
+        yield from _write(folder / name, part, learned, {"format": "pt", **notes}, done, total)
         done += _size(part)
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
@@ -228,7 +252,7 @@ def _write_component(
 
 
 def _write(
-    path: Path, tensors: Mapping[str, _Tensor], learned: _Learned, notes: Mapping[str, str], done: int, total: int
+    path: Path, tensors: Mapping[str, _Tensor], learned: Learned, notes: Mapping[str, str], done: int, total: int
 ) -> Stream[Progress, None, None]:
     """A file in the format of safetensors, written tensor by tensor: its library wants all of them at once.
 

@@ -4,11 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from workbench import __version__
-from workbench.distillation import write_distilled
+from workbench.events import CheckpointReady
+from workbench.merging import Learned, merge_component
 from workbench.models.embedded import save_weights
 from workbench.pretrain import recorded_recipe
 from workbench.recipes.distillation import DistillationRecipe
+from workbench.rollout import drain
 from workbench.store import Store
+from workbench.two_time import copy_pipeline, two_time_pipeline
 
 
 def write_pretrained(store: Store, run: str, out: Path | None = None) -> Path:
@@ -31,6 +34,20 @@ def write_pretrained(store: Store, run: str, out: Path | None = None) -> Path:
             save_weights(path, recipe.modules(last), metadata)
         path.with_suffix(".log").write_text("".join(f"{line}\n" for line in _log(store, run)))
     return path
+
+
+def write_distilled(recipe: DistillationRecipe, checkpoint: CheckpointReady, out: Path) -> Path:
+    """Write what a distillation made as a pipeline with the averaged weights, one in memory at a time; whole or not at all.
+
+    Raises: ValueError: if `out` is there already, or there is no room.
+    """
+    folder = recipe.beginning()
+    if not recipe.steps:
+        return copy_pipeline(folder, out)
+    with two_time_pipeline(folder, out, f"Distilled from {recipe.source} by MeanFlow, {checkpoint.iteration} steps.") as made:
+        learned = Learned(checkpoint.tensors["average"], recipe.alpha / recipe.rank)
+        drain(merge_component(made, folder / made.name, learned, {}, trained="fp32"))
+    return out
 
 
 def _log(store: Store, run: str) -> list[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -71,9 +71,3 @@ class Student:
             yield self.generator
         finally:
             self.generator.network = network
-
-    @torch.no_grad()
-    def merged(self) -> Any:
-        """The network with what was learned folded in, as its own class; the student is of no more use."""
-        network: Any = self.generator.network
-        return network if self._frozen is not None else network.merge_and_unload()
