@@ -2,9 +2,11 @@
 
 import json
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from errno import EADDRINUSE
 from functools import cache
 from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
@@ -152,17 +154,30 @@ def meet() -> "Store":
     seconds, (index, count) = float(os.environ.get(WAIT, _WAIT_SECONDS)), here()
     where = f"port {os.environ.get('MASTER_PORT')} of {os.environ.get('MASTER_ADDR')}"
     try:
-        store, _, _ = next(torch.distributed.rendezvous("env://", timeout=timedelta(seconds=seconds)))
+        store = _kept_here() or next(torch.distributed.rendezvous("env://", timeout=timedelta(seconds=seconds)))[0]
         store.set(keys()[index], "here")
         store.wait(keys(), timedelta(seconds=seconds))
-    except (torch.distributed.DistError, RuntimeError) as error:
-        if "EADDRINUSE" in str(error):
+    except (OSError, RuntimeError) as error:
+        if "EADDRINUSE" in str(error) or getattr(error, "errno", 0) == EADDRINUSE:
             raise RuntimeError(f"{where} is taken by another program; choose another one with --port") from error
         raise RuntimeError(
             f"the {count} processes that were asked for did not all come up at {where} within {seconds:g} s; begin as many on "
             f"every node, each with the same address and port ({first_line(error)})"
         ) from error
     return store
+
+
+def _kept_here() -> "Store | None":
+    """The words of processes of this machine alone, which no other machine can reach; None where another one keeps them.
+
+    Those of several machines can be read and changed by whoever reaches the port, so it is for a network of their own.
+    """
+    index, address = here()[0], os.environ.get("MASTER_ADDR")
+    if index or address != "127.0.0.1" or "TORCHELASTIC_USE_AGENT_STORE" in os.environ:
+        return None
+    port = socket.create_server((address, int(os.environ["MASTER_PORT"])))
+    number = port.getsockname()[1]
+    return torch.distributed.TCPStore(address, number, is_master=True, wait_for_workers=False, master_listen_fd=port.detach())
 
 
 def keys() -> list[str]:

@@ -24,15 +24,14 @@ def launch(
     ] = "127.0.0.1",
     port: Annotated[
         int | None,
-        typer.Option("--port", "--main-port", min=1, max=65535, help="port there, to meet at; any free one for one machine"),
+        typer.Option("--port", "--main-port", min=1, max=65535, help="port there, for the nodes alone; any free one for one node"),
     ] = None,
     wait: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="in which all processes have to come up")] = 600.0,
 ) -> None:
     """Train with several processes, one for each GPU; or go on with a run, also with another number of them.
 
     What follows `train` are its own options, --json, --runs and --store among them. `train --set compute.processes=N` does the
-    same on one machine. Ctrl-C stops all after the current iteration with a
-    checkpoint; a second one ends them now.
+    same on one machine. Ctrl-C stops all after the current iteration with a checkpoint; a second one ends them now.
     """
     from workbench.experiments.launching import Nodes
 
