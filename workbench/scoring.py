@@ -19,6 +19,7 @@ from torch import Tensor
 
 from workbench.contracts import Reward, RewardFailed, RewardFunction
 from workbench.events import Progress
+from workbench.first_line import first_line
 from workbench.memory import out_of_memory
 from workbench.settings import WeightedReward
 
@@ -298,8 +299,8 @@ def _checked(name: str, reward: RewardFunction, images: Tensor, prompts: Sequenc
         raise RewardFailed(f"reward {name!r}: {error}; {_MEND}") from error
     except Exception as error:
         if out_of_memory(error):  # whichever sample it is, and each of them would be scored again to find out
-            cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise RewardFailed(f"reward {name!r} ran out of memory ({cause}) at {len(prompts)} samples; {_LESS}") from error
+            told = f"reward {name!r} ran out of memory ({first_line(error)}) at {len(prompts)} samples"
+            raise RewardFailed(f"{told}; {_LESS}") from error
         told = f"reward {name!r} raised {type(error).__name__}: {error}"
         raise RewardFailed(f"{told}, {_culprit(reward, images, prompts, first)}; {_MEND}") from error
     if not isinstance(values, Tensor) or values.shape != (len(prompts),):
