@@ -52,8 +52,9 @@ class RolloutConfig(Settings):
     steps: int = Field(4, ge=2, le=64, description="steps of a rollout; the last one is deterministic and never trained")
     grid: Literal["uniform", "linspace", "log_snr", "trigflow", "custom"] = Field(
         "uniform",
-        description="how times are spaced before the shift; linspace: 1 to 0.05, then 0 (Flow-Map GRPO); log_snr: evenly in "
-        "log noise-to-signal; trigflow: evenly in the angle arctan k (SANA-Sprint); custom: `times`",
+        description="how times are spaced before the shift; linspace: 1 to 0.05, then 0 (Flow-Map GRPO), and "
+        "uniform at other numbers of steps; log_snr: evenly in log noise-to-signal; trigflow: evenly in the angle arctan k "
+        "(SANA-Sprint); custom: `times`",
     )
     shift: float = Field(4.0, ge=1, le=12, description="shift of the time grid toward noise; 1 leaves it")
     times: tuple[float, ...] = Field(
@@ -112,10 +113,14 @@ class RolloutConfig(Settings):
     )
 
     def grid_of(self, steps: int) -> tuple[float, ...]:
-        """The grid with that many steps; `custom` is only known for its own number, elsewhere it is uniform and shifted."""
-        if self.grid == "custom":
-            return self.times if steps == self.steps else time_grid(steps, self.shift)
-        return time_grid(steps, self.shift, self.grid)
+        """The grid with that many steps.
+
+        `custom` is only known for the rollout's own number, and `linspace` is only meant for it: with two steps it would make one
+        and a very short one. Elsewhere they are uniform and shifted.
+        """
+        if self.grid in ("custom", "linspace") and steps != self.steps:
+            return time_grid(steps, self.shift)
+        return self.times if self.grid == "custom" else time_grid(steps, self.shift, self.grid)
 
 
 class GRPOConfig(Settings):

@@ -6,7 +6,8 @@ grid from 1 to 0.05 and a last one to 0, 512 pixels, guidance 3.5, groups of 24,
 are Flow-GRPO's numbers. The local kernel asks the network twice a step: `sampler.name = asfmc` asks once, and its marginals are
 exact at any number of steps. They want a two-time map in `model.source`; `python -m workbench pretrain flux_meanflow` makes one.
 `flux_scm_*` are its protocol for consistency maps: the endpoint kernel with lambda = 0.7, on four steps even in TrigFlow's angle.
-They want T2I-Distill's sCM (arXiv:2512.13006), or another that was distilled of FLUX, in `model.source`.
+They want T2I-Distill's sCM (arXiv:2512.13006), or another that was distilled of FLUX, in `model.source`. AdamW is set as in
+Flow-GRPO, at a constant rate of 3e-4.
 """
 
 from workbench.contracts import Sampler
@@ -63,7 +64,7 @@ def _aligned(name: str, reward: str) -> RunConfig:
         rollout=rollout,
         grpo=GRPOConfig(groups=8, group_size=24, advantage_clip=5.0),
         adapter=AdapterConfig(kind="lora", rank=64, alpha=128.0),
-        optimizer=OptimizerConfig(beta2=0.999, weight_decay=1e-4),
+        optimizer=OptimizerConfig(warmup=0, final_share=1.0, beta2=0.999, weight_decay=1e-4),
         evaluation=EvaluationConfig(images=32, final_images=64, group_size=4, judged=32, steps=steps),
         record=RecordConfig(groups_shown=4),
         compute=ComputeConfig(precision="bf16", sample_batch=8, train_batch=4),
@@ -82,7 +83,7 @@ FLUX: dict[str, RunConfig] = {
         rollout=RolloutConfig(mode="window", steps=6, window=2, window_moves="jumps", window_until=3, shift=1.9),
         grpo=GRPOConfig(groups=8, group_size=24),
         adapter=AdapterConfig(kind="lora", rank=64, alpha=128.0),
-        optimizer=OptimizerConfig(beta2=0.999, weight_decay=1e-4),
+        optimizer=OptimizerConfig(warmup=0, final_share=1.0, beta2=0.999, weight_decay=1e-4),
         evaluation=EvaluationConfig(images=32, final_images=64, group_size=4, judged=32, sampling_steps=28, steps=(28,)),
         record=RecordConfig(groups_shown=4),
         compute=ComputeConfig(precision="bf16", sample_batch=8, train_batch=4),

@@ -3,6 +3,9 @@
 `precise_flux2_klein` trains by the kernel of Precise (arXiv:2605.23522) with its eta of 1.5, on the grid that the pipeline itself
 takes for 10 steps at 512 pixels; learning rate, groups and clip are Flow-GRPO's (arXiv:2505.05470), the rank is its own for FLUX.
 The distilled checkpoint takes no guidance, so every velocity is one pass. The weight of the KL is ours.
+
+An iteration is 576 pictures, which is work for several GPUs: with `compute.processes` = 8 each has three groups. On one it takes
+eight times as long; `grpo.groups` = 8 asks for a third of the pictures.
 """
 
 from workbench.models.flux2 import Flux2KleinModel, klein_shift

@@ -10,6 +10,9 @@ twelfth on average over the nine stochastic steps of this grid. So their weights
 
 The grid is uniform with the model's shift of 3. Theirs is diffusers' own, which shifts a grid that was shifted before and ends
 with a very short step.
+
+An iteration is 1152 pictures, which is work for many GPUs: of `flow_grpo_*` each of 24 (`compute.processes`) has two groups, of
+`tempflow_*` each of 8 has one. On one GPU `flow_grpo_*` may take a sixth of the pictures by `grpo.groups` = 8.
 """
 
 from workbench.models.sd3 import SD3Model
