@@ -24,7 +24,7 @@ def launch(
     ] = "127.0.0.1",
     port: Annotated[
         int | None,
-        typer.Option("--port", "--main-port", min=1, max=65535, help="port there, for the nodes alone; any free one for one node"),
+        typer.Option("--port", "--main-port", min=1, max=65535, help="port there, for nodes alone; any free one for one node"),
     ] = None,
     wait: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="in which all processes have to come up")] = 600.0,
 ) -> None:
