@@ -26,7 +26,7 @@ def is_lora(path: Path) -> bool:
 
 
 def take_lora(store: "Store", path: Path, preset: str = "", changes: Mapping[str, Any] | None = None) -> str:
-    """A new run whose only checkpoint are the adapters of a file, which is copied into its folder; returns its id.
+    """A new run whose only checkpoint is the adapters of a file, which is copied into its folder; returns its id.
 
     Nothing of the model is loaded: that is left to whoever draws. What the run is held to is the base, so that pages show the
     way from the base to the LoRA.

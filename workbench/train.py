@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from workbench.config import RunConfig
-from workbench.contracts import OutOfMemory, RewardFailed
+from workbench.contracts import Diverged, OutOfMemory, RewardFailed
 from workbench.evaluate import to_uint8
 from workbench.events import (
     Changed,
@@ -24,7 +24,7 @@ from workbench.events import (
     Preview,
     Started,
 )
-from workbench.examiner import REMEDY, Diverged
+from workbench.examiner import REMEDY
 from workbench.grpo import constant_groups
 from workbench.learner import Learner, prompts_of
 from workbench.lesson import Lesson

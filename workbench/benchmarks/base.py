@@ -25,6 +25,12 @@ NOISE_SEED = 1_000_000
 """First seed of the images that benchmarks look at: far from those of any run's own evaluation."""
 
 
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given, as a clock that is read next takes for granted."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def fresh_sample(config: RunConfig, prompts: int, per_prompt: int, seed: int = NOISE_SEED) -> HeldOut:
     """Held-out prompts, balanced over the skills, with noise that no run has been evaluated on."""
     return held_out(config.task, prompts * per_prompt, per_prompt, seed)

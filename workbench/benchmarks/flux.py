@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from workbench.benchmarks.base import wait
 from workbench.config import RunConfig, configure
 from workbench.events import IterationDone
 from workbench.footprint import materialised, without_content
@@ -196,17 +197,12 @@ def matmul_rate(device: torch.device) -> float:
     side, best = (8192 if device.type == "cuda" else 256), 0.0
     a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
     for _ in range(8):
-        _wait(device)
+        wait(device)
         began = time.perf_counter()
         a @ b
-        _wait(device)
+        wait(device)
         best = max(best, 2 * side**3 / (time.perf_counter() - began))
     return best
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _loss(generator: Any, config: RunConfig, rows: int) -> Tensor:
@@ -222,7 +218,7 @@ def _profile(learner: Learner, config: RunConfig, folder: Path) -> None:
     cuda = learner.device.type == "cuda"
     with torch.profiler.profile(activities=[activity.CPU, *([activity.CUDA] if cuda else [])]) as profile:
         _loss(learner.policy.generator, config, config.compute.train_batch).backward()
-        _wait(learner.device)
+        wait(learner.device)
     learner.optimizer.zero_grad()
     folder.mkdir(parents=True, exist_ok=True)
     by = "self_cuda_time_total" if cuda else "self_cpu_time_total"

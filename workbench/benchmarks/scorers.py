@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from workbench.benchmarks.base import wait
 from workbench.models.pipeline import DTYPES
 from workbench.rewards.sizes import NETWORKS, random_network
 
@@ -45,20 +46,15 @@ def _measured(name: str, pictures: torch.Tensor, dtype: torch.dtype, about: dict
     look, about["parameters"] = random_network(name, device, dtype)
     prompts = ["a photo of a dog left of a bench"] * 8
     look(portions[0][:1], prompts[:1])  # what is made at first use is not to be timed
-    _wait(device)
+    wait(device)
     began = time.perf_counter()
     for portion in portions:
         look(portion, prompts[: len(portion)])
-    _wait(device)
+    wait(device)
     told = {"milliseconds_per_image": 1000 * (time.perf_counter() - began) / len(pictures)}
     if device.type == "cuda":
         told["gib"] = torch.cuda.max_memory_allocated(device) / 2**30
     return told
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _named(device: torch.device) -> str:

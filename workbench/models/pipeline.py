@@ -57,7 +57,6 @@ class PipelineModel(Model):
     encoders: ClassVar[tuple[str, ...]]  # the parts that read prompts
     optional: ClassVar[tuple[str, ...]] = ()  # those of them that a pipeline may say it does without
     asks: ClassVar[Mapping[str, bool]] = {}  # how the pipeline asks them, beside the tokens: what they keep is memory
-    example: ClassVar[str] = ""  # a model of the family on the hub
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # settings of the networks of the default `source`, by part
 
     @property

@@ -8,6 +8,7 @@ HEAD = "config.json"
 """The file that says what a network is made of."""
 
 _SMALL = ("*.json", "*.txt")  # settings and vocabularies
+_WEIGHTS = "model*.safetensors"
 
 
 def expect_libraries(what: str) -> None:
@@ -42,10 +43,10 @@ def transformers_folder(source: str, setting: str, *, weights: bool = True, offl
 
         with fetching(source, setting, f"{source} on the hub has no {HEAD}, so it is no model of transformers"):
             hf_hub_download(source, HEAD, local_files_only=offline)
-            patterns = [*_SMALL, *(["model*.safetensors"] if weights else [])]
+            patterns = [*_SMALL, *([_WEIGHTS] if weights else [])]
             folder = Path(snapshot_download(source, allow_patterns=patterns, local_files_only=offline))
     read_settings(folder / HEAD, f"{folder} holds no model of transformers: it has no {HEAD}; let {setting} name one that has it")
-    if weights and not any(folder.glob("model*.safetensors")):
+    if weights and not any(folder.glob(_WEIGHTS)):
         raise ValueError(f"{folder} has no model.safetensors, and weights in other files are not read; fetch it again")
     return folder
 
@@ -70,13 +71,13 @@ def hub_file(source: str, setting: str, *, offline: bool = False) -> Path:
         return Path(hf_hub_download(model, name, local_files_only=offline))
 
 
-def cached_files(source: str, pattern: str = "model*.safetensors") -> tuple[Path, ...]:
+def cached_files(source: str) -> tuple[Path, ...]:
     """The files of weights of a folder, of a model or of OWNER/MODEL/FILE that are on this machine already; asks nobody."""
     path = Path(source).expanduser()
     if path.is_file():
         return (path,)
     if path.is_dir():
-        return tuple(sorted(path.glob(pattern)))
+        return tuple(sorted(path.glob(_WEIGHTS)))
     from huggingface_hub import try_to_load_from_cache
 
     model, name = _parted(source)
@@ -84,7 +85,7 @@ def cached_files(source: str, pattern: str = "model*.safetensors") -> tuple[Path
         found = try_to_load_from_cache(model, name)
         return (Path(found),) if isinstance(found, str) else ()
     head = try_to_load_from_cache(source, HEAD) if HUB.fullmatch(source) else None
-    return tuple(sorted(Path(head).parent.glob(pattern))) if isinstance(head, str) else ()
+    return tuple(sorted(Path(head).parent.glob(_WEIGHTS))) if isinstance(head, str) else ()
 
 
 def _parted(source: str) -> tuple[str, str]:

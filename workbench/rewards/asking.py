@@ -1,5 +1,7 @@
 """Questions to services over HTTP: several at a time, in bounded time, asked again where that may help, every failure told."""
 
+import base64
+import io
 import ipaddress
 import json
 import os
@@ -291,9 +293,6 @@ def _short(text: str) -> str:
 
 def png(image: Tensor) -> str:
     """A picture [3, H, W] in [0, 1] as a PNG of 8 bits a channel, in base64."""
-    import base64
-    import io
-
     from PIL import Image
 
     file = io.BytesIO()
