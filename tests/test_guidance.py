@@ -69,7 +69,7 @@ class Guided:
 
     def bind(self, embeddings: Tensor) -> AskedMap:
         negative = {"hidden": torch.zeros(1, 1)}
-        return AskedMap(self.network, self.kind, {"hidden": embeddings}, negative, scale=3.0, both=self.both)
+        return AskedMap(self.network, self.kind, {"hidden": embeddings}, negative, scale=3.0, train_negative=self.both)
 
 
 def drawn(generator: Guided, sampler: Sampler, plan: Plan) -> tuple[Rollout, Lesson]:

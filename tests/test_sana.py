@@ -70,7 +70,9 @@ def known(x: Tensor, angle: Tensor) -> Tensor:
 
 
 def on_the_line(arc: Callable[[Tensor, Tensor], Tensor] = known) -> SanaMap:
-    return SanaMap(Straight(arc), "single_time", {"hidden": torch.zeros(1, 1, 1), "mask": torch.ones(1, 1)}, told=0.45)
+    return SanaMap(
+        Straight(arc), "single_time", {"hidden": torch.zeros(1, 1, 1), "mask": torch.ones(1, 1)}, embedded_guidance=0.45
+    )
 
 
 def scheduled(sigma: float, angles: tuple[float, ...]) -> SCMScheduler:

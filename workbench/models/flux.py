@@ -59,7 +59,7 @@ class FluxMap(NetworkFlowMap):
             encoder_hidden_states=self.hidden.expand(n, -1, -1),
             pooled_projections=self.pooled.expand(n, -1),
             txt_ids=self.hidden.new_zeros(self.hidden.shape[1], 3),
-            img_ids=_places(rows // 2, columns // 2, self.hidden),
+            img_ids=_position_ids(rows // 2, columns // 2, self.hidden),
             return_dict=False,
         )[0]
         return unpack(predicted.float(), rows, columns)
@@ -69,7 +69,7 @@ class FluxMap(NetworkFlowMap):
         return {"timestep": time_on(x, t).expand(len(x))}
 
 
-def _places(rows: int, columns: int, like: Tensor) -> Tensor:
+def _position_ids(rows: int, columns: int, like: Tensor) -> Tensor:
     """Where each token is, [rows * columns, 3]: nothing, its row, its column; made on the device, which then need not wait."""
     place = like.new_zeros(rows, columns, 3)
     place[..., 1] = torch.arange(rows, device=like.device)[:, None]

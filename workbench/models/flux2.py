@@ -59,14 +59,14 @@ class Flux2Map(GuidedMap):
             timestep=t,
             guidance=None,
             encoder_hidden_states=hidden,
-            txt_ids=_places(1, 1, hidden.shape[1], x.device),
-            img_ids=_places(rows, columns, 1, x.device),
+            txt_ids=_position_ids(1, 1, hidden.shape[1], x.device),
+            img_ids=_position_ids(rows, columns, 1, x.device),
             return_dict=False,
         )[0]
         return predicted.float().transpose(1, 2).unflatten(2, (rows, columns))
 
 
-def _places(rows: int, columns: int, length: int, device: torch.device) -> Tensor:
+def _position_ids(rows: int, columns: int, length: int, device: torch.device) -> Tensor:
     """Where each token is, [rows * columns * length, 4]: its picture, its row, its column, its place in the text."""
     sizes = (1, rows, columns, length)
     return torch.cartesian_prod(*(torch.arange(size, device=device) for size in sizes))
@@ -133,7 +133,7 @@ class Flux2KleinModel(PipelineModel):
     def flow_map(
         self, network: nn.Module, config: Any, prompts: Mapping[str, Tensor], negative: Mapping[str, Tensor] | None
     ) -> Flux2Map:
-        return Flux2Map(network, self.kind, prompts, negative, scale=self.guidance, both=self.train_negative)
+        return Flux2Map(network, self.kind, prompts, negative, scale=self.guidance, train_negative=self.train_negative)
 
     def latent_shape(self, transformer: Any, vae: Any) -> tuple[int, ...]:
         token = 2 * 2 ** (len(vae.config.block_out_channels) - 1)

@@ -21,7 +21,7 @@ TRAIN_NEGATIVE = "let gradients go through the pass for the negative prompt as w
 class GuidedMap(NetworkFlowMap):
     """A network with its prompts bound whose velocity leads away from what a negative prompt gives: v- + scale (v+ - v-).
 
-    With `both` the two are one pass of twice the rows, as pipelines of diffusers ask for them, and a gradient goes through both.
+    With `train_negative` the two are one pass of twice the rows, as pipelines ask for them, and a gradient goes through both.
     Otherwise the negative one is a pass of its own that leaves no graph, which an update takes from the rollout as long as the
     weights are those that sampled: it pays for the prompts alone, forward and backward. Rollouts ask in the same way and shapes,
     since numbers that were worked out in another batch differ in their last bits.
@@ -30,7 +30,7 @@ class GuidedMap(NetworkFlowMap):
         prompts: [N, ...] each, or one row for all.
         negative: one row each; None asks for the prompts alone, in one pass.
         scale: of the guidance; 1 would be the prompts alone.
-        both: let gradients also go through the pass for the negative prompt.
+        train_negative: let gradients also go through the pass for the negative prompt.
     Source: classifier-free guidance (arXiv:2207.12598); detached in training as in Flow-GRPO (arXiv:2505.05470).
     """
 
@@ -42,10 +42,10 @@ class GuidedMap(NetworkFlowMap):
         negative: Conditions | None = None,
         *,
         scale: float = 1.0,
-        both: bool = False,
+        train_negative: bool = False,
     ) -> None:
         super().__init__(network, next(iter(prompts.values())), kind)
-        self.prompts, self.negative, self.scale, self.both = prompts, negative, scale, both
+        self.prompts, self.negative, self.scale, self.train_negative = prompts, negative, scale, train_negative
         self._detached: Callable[[Tensor, Tensor, Conditions], Tensor] | None = None  # in the place of `predict`
 
     @abstractmethod
@@ -70,18 +70,18 @@ class GuidedMap(NetworkFlowMap):
 
     def _average_velocity(self, x: Tensor, t: float | Tensor, s: float | Tensor) -> Tensor:
         time = time_on(x, t).expand(len(x))
-        toward = _rows(self.prompts, len(x))
+        positive = _rows(self.prompts, len(x))
         if self.negative is None:
-            return self.predict(x, time, toward)
-        away = _rows(self.negative, len(x))
-        if self.both:
-            joined = {name: torch.cat([away[name], toward[name]]) for name in toward}
-            v_away, v_toward = self.predict(torch.cat([x, x]), torch.cat([time, time]), joined).chunk(2)
+            return self.predict(x, time, positive)
+        negative = _rows(self.negative, len(x))
+        if self.train_negative:
+            joined = {name: torch.cat([negative[name], positive[name]]) for name in positive}
+            v_negative, v_positive = self.predict(torch.cat([x, x]), torch.cat([time, time]), joined).chunk(2)
         else:
             with torch.no_grad():
-                v_away = (self._detached or self.predict)(x, time, away)
-            v_toward = self.predict(x, time, toward)
-        return v_away + self.scale * (v_toward - v_away)
+                v_negative = (self._detached or self.predict)(x, time, negative)
+            v_positive = self.predict(x, time, positive)
+        return v_negative + self.scale * (v_positive - v_negative)
 
 
 def _rows(conditions: Conditions, count: int) -> Conditions:

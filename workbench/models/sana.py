@@ -33,8 +33,8 @@ class SanaMap(GuidedMap):
     and in units of sigma_d that jump is x - t v. So what it answers is v, and G(x, t) = x - t v the map of the kind single_time.
 
     Args:
-        clock: what the network counts from data to noise; its timestep is so many times our t.
-        told: guidance that it is told, in its own unit; None where it is told none.
+        timestep_scale: what the network counts from data to noise; its timestep is so many times our t.
+        embedded_guidance: scale that it is told, in its own unit; None where it is told none.
     Source: SANA-Sprint (arXiv:2503.09641), section 3.1; sCM (arXiv:2410.11081).
     """
 
@@ -46,19 +46,19 @@ class SanaMap(GuidedMap):
         negative: Conditions | None = None,
         *,
         scale: float = 1.0,
-        both: bool = False,
-        clock: float = 1.0,
-        told: float | None = None,
+        train_negative: bool = False,
+        timestep_scale: float = 1.0,
+        embedded_guidance: float | None = None,
     ) -> None:
-        super().__init__(network, kind, prompts, negative, scale=scale, both=both)
-        self.clock, self.told = clock, told
+        super().__init__(network, kind, prompts, negative, scale=scale, train_negative=train_negative)
+        self.timestep_scale, self.embedded_guidance = timestep_scale, embedded_guidance
 
     def predict(self, x: Tensor, t: Tensor, prompts: Conditions) -> Tensor:
-        hidden = prompts["hidden"]
+        hidden, scale = prompts["hidden"], self.embedded_guidance
         return self.network(
             hidden_states=x.to(hidden.dtype),
-            timestep=self.clock * t,
-            guidance=None if self.told is None else hidden.new_full((len(x),), self.told),
+            timestep=self.timestep_scale * t,
+            guidance=None if scale is None else hidden.new_full((len(x),), scale),
             encoder_hidden_states=hidden,
             encoder_attention_mask=prompts["mask"],
             return_dict=False,
@@ -131,8 +131,15 @@ class SanaModel(SanaFamily):
     def flow_map(
         self, network: nn.Module, config: Any, prompts: Mapping[str, Tensor], negative: Mapping[str, Tensor] | None
     ) -> SanaMap:
-        clock = 1000.0 * config.timestep_scale
-        return SanaMap(network, self.kind, prompts, negative, scale=self.guidance, both=self.train_negative, clock=clock)
+        return SanaMap(
+            network,
+            self.kind,
+            prompts,
+            negative,
+            scale=self.guidance,
+            train_negative=self.train_negative,
+            timestep_scale=1000.0 * config.timestep_scale,
+        )
 
 
 class SanaSprintModel(SanaFamily):
@@ -155,7 +162,7 @@ class SanaSprintModel(SanaFamily):
     def flow_map(
         self, network: nn.Module, config: Any, prompts: Mapping[str, Tensor], negative: Mapping[str, Tensor] | None
     ) -> SanaMap:
-        return SanaMap(network, self.kind, prompts, told=self.guidance * config.guidance_embeds_scale)
+        return SanaMap(network, self.kind, prompts, embedded_guidance=self.guidance * config.guidance_embeds_scale)
 
 
 def _instruction(pipeline: Any) -> Sequence[str]:

@@ -98,9 +98,9 @@ class SD3Model(PipelineModel):
     def flow_map(
         self, network: nn.Module, config: Any, prompts: Mapping[str, Tensor], negative: Mapping[str, Tensor] | None
     ) -> SD3Map:
-        toward, away = (self._padded(each, config.joint_attention_dim) for each in (prompts, negative))
-        assert toward is not None
-        return SD3Map(network, self.kind, toward, away, scale=self.guidance, both=self.train_negative)
+        positive, negative = (self._padded(each, config.joint_attention_dim) for each in (prompts, negative))
+        assert positive is not None
+        return SD3Map(network, self.kind, positive, negative, scale=self.guidance, train_negative=self.train_negative)
 
     def latent_shape(self, transformer: Any, vae: Any) -> tuple[int, ...]:
         shrinks, config = 2 ** (len(vae.config.block_out_channels) - 1), transformer.config
