@@ -14,6 +14,7 @@ from toy_training import told
 
 from workbench.events import IterationDone, PreflightDone
 from workbench.memory import memory_plan
+from workbench.models import offload as streaming
 from workbench.models import quantization
 from workbench.models.offload import StreamedLinear, stream_linears
 from workbench.models.policy import Policy
@@ -68,6 +69,40 @@ def test_streamed_layers_stay_where_they_are_and_keep_no_copy_for_the_backward_p
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
         network(torch.randn(5, 3, requires_grad=True))
     assert all(tuple(x.shape) == (5, 4) for x in saved)
+
+
+def test_forward_and_backward_each_copy_the_weights_to_where_the_numbers_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    meta, copied = torch.device("meta"), []
+    network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2, bias=False))
+    stream_linears(network, meta)
+    network.to(meta)
+
+    def near(value: Tensor, other: Tensor, copy: Any = streaming._near) -> Tensor:
+        copied.append((tuple(value.shape), value.device.type, copy(value, other).device.type))
+        return copy(value, other)
+
+    monkeypatch.setattr(streaming, "_near", near)
+    x = torch.ones(5, 3, device=meta, requires_grad=True)
+    out = network(x)
+    forward, copied[:] = list(copied), []
+    out.sum().backward()
+    assert forward == [((4, 3), "cpu", "meta"), ((4,), "cpu", "meta"), ((2, 4), "cpu", "meta")]
+    assert copied == [((2, 4), "cpu", "meta"), ((4, 3), "cpu", "meta")]
+    assert x.grad is not None
+    assert {parameter.device.type for parameter in network.parameters()} == {"cpu"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_streamed_weights_stay_in_main_memory_and_adapters_do_not(tmp_path: Path) -> None:
+    folder, cuda = FLUX.make(tmp_path / "flux"), torch.device("cuda")
+    near, far = (Policy(FLUX.model(folder, offload=each), cuda, adapter="lora", rank=2) for each in ("no", "linears"))
+    (one, gradients), (other, again) = drawn(near), drawn(far)
+    assert torch.allclose(one, other, atol=1e-5)
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-6) for a, b in zip(gradients, again, strict=True))
+    assert {parameter.device.type for parameter in far.parameters.values()} == {"cuda"}
+    streamed = [module for module in far.generator.network.modules() if isinstance(module, StreamedLinear)]
+    assert {module.weight.device.type for module in streamed} == {"cpu"}
+    assert all(module.weight.is_pinned() for module in streamed)
 
 
 @pytest.mark.parametrize("setting", [{"quantize": "nf4"}, {"quantize": "int8"}, {"offload": "linears"}])
