@@ -236,8 +236,8 @@ def test_a_killed_supervisor_takes_everything_along(store):
     until(lambda: [each.status for each in dispatcher.tick()] == ["crashed"])
 
 
-def test_a_kernel_that_is_stopped_before_its_first_cell_leaves_nothing(store, hasty):
-    run = queued(store, PARAMETERS, HERE)
+def test_a_kernel_that_is_stopped_as_it_begins_leaves_nothing(store, hasty):
+    run = queued(store, PARAMETERS, "import time\ntime.sleep(20)", HERE)  # long enough for a busy machine to stop it
     watch = Once(lambda: True, lambda _: store.wish(run, "stop"))
     assert execute(store, run, watch).status == "stopped"
     assert not (store.folder(run) / "here").exists()

@@ -38,6 +38,8 @@ TINY: dict[str, Any] = {
     "adapter.rank": 4,
     "adapter.alpha": 8,
     "optimizer.learning_rate": 1e-2,
+    "optimizer.warmup": 5,
+    "optimizer.final_share": 0.1,
     "evaluation.every": 2,
     "evaluation.images": 8,
     "evaluation.final_images": 8,
