@@ -371,6 +371,8 @@ def test_the_machine_of_the_common_words_is_missed_as_well() -> None:
         pulse = Pulse(words, keys, 1, lost.append, lambda: now[0])
         pulse.beat()
         keeper.send_signal(signal.SIGSTOP)
+        while psutil.Process(keeper.pid).status() != psutil.STATUS_STOPPED:
+            time.sleep(0.01)
         beating = threading.Thread(target=pulse.beat)
         beating.start()
         now[0] += 2 * SILENT_SECONDS
