@@ -13,7 +13,8 @@ from workbench.contracts import OutOfMemory, Reward, RewardFunction
 from workbench.events import CheckpointReady, Event, IterationDone, Progress
 from workbench.jobs import Job
 from workbench.learner import Learner
-from workbench.memory import out_of_memory, remedies, what_to_lower
+from workbench.memory import remedies
+from workbench.out_of_memory import out_of_memory, what_to_lower
 from workbench.store import Store
 from workbench.train import make_accelerator, train
 

@@ -77,7 +77,7 @@ LAYERS = (
     {"settings", "rules"},
     {"presets"},
     {"config"},
-    {"planning", "evaluate", "scoring", "sampling", "axes", "pathlab", "retrace", "memory", "footprint"},
+    {"planning", "evaluate", "scoring", "sampling", "axes", "pathlab", "retrace", "memory", "out_of_memory", "footprint"},
     {"ranks", "examiner", "learner", "update", "preflight", "train", "pretrain", "recipes", "preferences", "plane"}
     | {"distillation", "distillation_data", "captioned", "two_time", "linked"},
     {

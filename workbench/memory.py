@@ -1,8 +1,8 @@
-"""How much memory a run takes, part by part, before it is begun; and what to lower where there is too little."""
+"""How much memory a run takes, part by part, before it is begun; and which settings take less."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -12,11 +12,10 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from workbench.config import PORTIONS, RunConfig, change
-from workbench.contracts import OutOfMemory, Reward
-from workbench.first_line import first_line
+from workbench.config import RunConfig, change
+from workbench.contracts import Reward
 from workbench.flow import seeded_noise
-from workbench.models.pipeline import DTYPES
+from workbench.models.pipeline import DTYPES, PROMPTS_AT_ONCE
 from workbench.models.quantization import BYTES
 from workbench.newest import newest
 from workbench.prompt_cache import KEPT
@@ -29,11 +28,6 @@ GIB = 2**30
 
 RESERVE = 0.08
 """Share of a device that is best left to its libraries, and to what cannot be put together without gaps."""
-
-_WORDS = ("can't allocate memory", "not enough memory", "out of memory")
-"""What torch's allocators say that have no error of their own."""
-
-_READ = 16  # prompts that the encoders read at a time
 
 
 @dataclass(frozen=True)
@@ -344,7 +338,7 @@ def _reading(readers: list[nn.Module], model: Any) -> int:
         tokens = min(model.max_tokens, getattr(reader.config, "max_position_embeddings", model.max_tokens))
         with without_content(False):
             materialised(reader.requires_grad_(False))
-            ids = torch.zeros(_READ, tokens, dtype=torch.int64)
+            ids = torch.zeros(PROMPTS_AT_ONCE, tokens, dtype=torch.int64)
             peaks.append(measured(partial(reader, input_ids=ids, **model.asks), backward=False).peak)
     return max(peaks)
 
@@ -391,32 +385,3 @@ def _chosen(config: RunConfig) -> tuple[int, ...]:
     """The steps at which an iteration branches."""
     rollout = config.rollout
     return {"drawn": (0,), "every": config.training_steps, "chosen": rollout.chosen_steps}[rollout.branch_at]
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on whichever device."""
-    short = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return short or (isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS))
-
-
-def what_to_lower(config: RunConfig, where: str, error: BaseException) -> str:
-    """What ran out of memory, and what takes less of it, as one line for the run's record."""
-    live = [f"{key}={value}" for key, value in remedies(config) if key in PORTIONS]
-    other = [f"{key}={value}" for key, value in remedies(config) if key not in PORTIONS]
-    told = f"out of memory in {where} ({first_line(error)})"
-    if live:
-        told += f"; go on with train --resume RUN --set {' or '.join(live)}"
-    if other:
-        told += f"; {'or' if live else 'take'}, in a new run, {' or '.join(other)}"
-    return told if live or other else f"{told}; nothing is left to lower: a larger device, or a smaller model, is needed"
-
-
-@contextmanager
-def memory_explained(config: RunConfig, where: str) -> Iterator[None]:
-    """Raises: OutOfMemory: if memory runs out inside; says what to lower."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        raise OutOfMemory(what_to_lower(config, where, error)) from error

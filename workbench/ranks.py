@@ -16,7 +16,7 @@ from torch import Tensor
 
 from workbench.contracts import Diverged, RewardFailed
 from workbench.first_line import first_line
-from workbench.memory import out_of_memory
+from workbench.out_of_memory import out_of_memory
 
 if TYPE_CHECKING:
     from torch.distributed import Store

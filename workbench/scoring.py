@@ -20,7 +20,7 @@ from torch import Tensor
 from workbench.contracts import Reward, RewardFailed, RewardFunction
 from workbench.events import Progress
 from workbench.first_line import first_line
-from workbench.memory import out_of_memory
+from workbench.out_of_memory import out_of_memory
 from workbench.settings import WeightedReward
 
 PORTION = 32

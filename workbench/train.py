@@ -28,7 +28,7 @@ from workbench.examiner import REMEDY
 from workbench.grpo import constant_groups
 from workbench.learner import Learner, prompts_of
 from workbench.lesson import Lesson
-from workbench.memory import memory_explained, out_of_memory, what_to_lower
+from workbench.out_of_memory import memory_explained, out_of_memory, what_to_lower
 from workbench.preflight import preflight
 from workbench.ranks import join
 from workbench.rollout import Rollout

@@ -24,7 +24,8 @@ from workbench.prompt_cache import PromptCache
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
-_PROMPTS = 16  # that the encoders read at a time
+PROMPTS_AT_ONCE = 16
+"""Most prompts that the encoders read at a time."""
 _WORKING = 1.5  # times their weights is what encoders need while they read
 _PIXELS = 8 * 512 * 512  # that are decoded at a time
 
@@ -287,8 +288,8 @@ class Encoders:
         with quietly():  # an encoder that reads less than the longest one says so of every prompt
             self._check(pipeline, missing)
             pipeline.to(self.device)
-            for start in range(0, len(missing), _PROMPTS):
-                portion = missing[start : start + _PROMPTS]
+            for start in range(0, len(missing), PROMPTS_AT_ONCE):
+                portion = missing[start : start + PROMPTS_AT_ONCE]
                 found = self.model.read(pipeline, portion, self.device)
                 for row, prompt in enumerate(portion):
                     self.cache.write(prompt, {name: values[row] for name, values in found.items()})
